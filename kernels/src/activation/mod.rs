@@ -1,0 +1,113 @@
+//! Gated activation: `out[t,i] = act(gate_up[t,i]) * gate_up[t, I+i]`.
+//!
+//! `silu(x) = x / (1 + exp(-x))`;
+//! `gelu_tanh(x) = x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))`.
+//!
+//! gate_up `[T, 2I]` f32 (gate first), rows may be strided; out `[T, I]` f32.
+
+mod cpu;
+#[cfg(test)]
+mod reference;
+
+use candle_core::{Device, Tensor};
+
+use crate::view::{self, Locked};
+use crate::{KernelError, Result};
+
+/// The function that the gate goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`, also called swish.
+    Silu,
+    /// The Gaussian error linear unit in its tanh approximation.
+    GeluTanh,
+}
+
+/// `act(gate) * up` of `gate_up` `[T, 2I]` f32, gate first; gives `[T, I]` f32.
+pub fn gated(gate_up: &Tensor, act: Activation) -> Result<Tensor> {
+    let [tokens, both] = view::dims(gate_up, "gate_up", ["T", "2I"])?;
+    if both % 2 != 0 {
+        let (expected, found) = ("T, 2I".to_owned(), gate_up.dims().to_vec());
+        return Err(KernelError::Shape { argument: "gate_up", expected, found });
+    }
+    match gate_up.device() {
+        Device::Cpu => {
+            let gate_up = Locked::new(gate_up, "gate_up")?;
+            view::tensor(cpu::gated(gate_up.rows()?, act), &[tokens, both / 2])
+        }
+        device => Err(KernelError::device("gate_up", device)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+    use crate::simd::at_every_level;
+    use crate::testing::{assert_close, assert_error, bits, random_tensor, strided, values};
+
+    const BOTH: [Activation; 2] = [Activation::Silu, Activation::GeluTanh];
+
+    #[test]
+    fn gated_is_its_formula_in_odd_sizes() {
+        at_every_level(|| {
+            for act in BOTH {
+                for tokens in [1, 7, 33] {
+                    for half in [1, 7, 16, 33, 257] {
+                        let x = random_tensor(1, &[tokens, 2 * half], DType::F32);
+                        let x = (x * 12.0).unwrap();
+                        let out = gated(&x, act).unwrap();
+                        assert_eq!(out.dims(), [tokens, half]);
+                        let expected = reference::gated(&values(&x), half, act);
+                        let case = format!("{act:?}, {tokens} x {half}");
+                        assert_close(&values(&out), &expected, 2e-6, &case);
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn far_from_zero_the_gate_is_open_or_shut_and_nan_stays() {
+        let x = [1e4f32, -1e4, 1e30, -1e30, f32::NAN];
+        let gate_up = Tensor::new([x, [1.0; 5]].concat(), &Device::Cpu).unwrap();
+        let gate_up = gate_up.reshape((1, 10)).unwrap();
+        at_every_level(|| {
+            for act in BOTH {
+                let out = values(&gated(&gate_up, act).unwrap());
+                assert_eq!(out[..4], [1e4, 0.0, 1e30, 0.0], "{act:?}");
+                assert!(out[4].is_nan(), "{act:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_in_every_batch_and_layout() {
+        let x = random_tensor(1, &[1000, 94], DType::F32);
+        at_every_level(|| {
+            for act in BOTH {
+                let all = gated(&x, act).unwrap();
+                assert_eq!(bits(&gated(&strided(&x), act).unwrap()), bits(&all));
+                for (start, len) in [(0, 1), (999, 1), (17, 2), (100, 33)] {
+                    let part = gated(&x.narrow(0, start, len).unwrap(), act).unwrap();
+                    assert_eq!(bits(&part), bits(&all.narrow(0, start, len).unwrap()));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn wrong_arguments_are_named() {
+        let x = random_tensor(1, &[2, 7], DType::F32);
+        assert_error(gated(&x, Activation::Silu), "gate_up: expected shape [T, 2I], found [2, 7]");
+        assert_error(
+            gated(&x.flatten_all().unwrap(), Activation::Silu),
+            "gate_up: expected shape [T, 2I], found [14]",
+        );
+        assert_error(
+            gated(&x.narrow(1, 0, 6).unwrap().to_dtype(DType::F16).unwrap(), Activation::Silu),
+            "gate_up: expected dtype f32, found F16",
+        );
+    }
+}

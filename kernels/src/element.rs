@@ -1,0 +1,72 @@
+//! The numbers that weights and caches are made of.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use crate::simd::{LANES, Simd};
+
+/// f32, f16 or bf16.
+pub(crate) trait Element: Copy + Send + Sync {
+    /// Zero.
+    const ZERO: Self;
+
+    /// Sixteen of them, widened: exact.
+    fn load<S: Simd>(s: S, x: &[Self; LANES]) -> S::V;
+
+    /// Widens `from` into `to`, of the same length: exact.
+    fn widen(from: &[Self], to: &mut [f32]);
+
+    /// Rounds `from` into `to`, of the same length: to the nearest, ties to even.
+    fn narrow(from: &[f32], to: &mut [Self]);
+}
+
+impl Element for f32 {
+    const ZERO: f32 = 0.0;
+
+    #[inline(always)]
+    fn load<S: Simd>(s: S, x: &[f32; LANES]) -> S::V {
+        s.load(x)
+    }
+
+    fn widen(from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+
+    fn narrow(from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+}
+
+impl Element for f16 {
+    const ZERO: f16 = f16::ZERO;
+
+    #[inline(always)]
+    fn load<S: Simd>(s: S, x: &[f16; LANES]) -> S::V {
+        s.load_f16(x)
+    }
+
+    fn widen(from: &[f16], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+
+    fn narrow(from: &[f32], to: &mut [f16]) {
+        to.convert_from_f32_slice(from);
+    }
+}
+
+impl Element for bf16 {
+    const ZERO: bf16 = bf16::ZERO;
+
+    #[inline(always)]
+    fn load<S: Simd>(s: S, x: &[bf16; LANES]) -> S::V {
+        s.load_bf16(x)
+    }
+
+    fn widen(from: &[bf16], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+
+    fn narrow(from: &[f32], to: &mut [bf16]) {
+        to.convert_from_f32_slice(from);
+    }
+}

@@ -1,0 +1,42 @@
+//! The operations that a decoder is made of, as functions on candle tensors.
+//!
+//! One folder per operation: `mod.rs` holds the mathematics, the contract and one checked dispatch,
+//! `reference.rs` a plain version that is right at first sight (tests only), `cpu.rs` the fast one.
+//!
+//! What holds for all of them:
+//! - activations are f32; weights and caches are f32, f16 or bf16 and stay in their dtype;
+//! - a row of the result depends on that row of the input alone, to the last bit: not on how many
+//!   rows there are, not on its neighbours, not on the number of threads. So sums run in one fixed
+//!   order for every batch size, and tiles are cut by absolute position;
+//! - where rows are said to be strided, only the first dimension may be (a slice of a fused
+//!   projection is taken as it is); any other layout is an error, never a silent misreading;
+//! - a wrong shape, dtype, layout, device or index is a [`KernelError`] that names the argument.
+//!
+//! Which instructions run is decided once per process , so results may differ in the
+//! last bits between a processor with fused multiply-add and one without, never between two runs
+//! on the same one.
+//!
+//! Letters in shapes: `T` tokens, `H` heads, `K` kv heads, `D` head size, `N` blocks, `B` block
+//! size. This crate knows arrays; it does not know models, sequences or steps.
+
+pub mod activation;
+pub mod add;
+mod dot;
+mod element;
+pub mod embedding;
+mod error;
+pub mod kv_cache;
+pub mod linear;
+pub mod paged_attention;
+mod parallel;
+pub mod rms_norm;
+pub mod rope;
+mod simd;
+#[cfg(test)]
+mod testing;
+mod view;
+
+pub use error::KernelError;
+
+/// What every operation of this crate returns.
+pub type Result<T> = std::result::Result<T, KernelError>;
