@@ -1,0 +1,30 @@
+//! The worker: steps in, tokens out.
+//!
+//! The gRPC edge ([`serve`]) hands the steps of one router to one engine thread. There an
+//! [`Executor`] keeps the [`slots`] (what runs, and where in the cache it lies), turns each step
+//! into one flat ragged [`Batch`], and gives it to a [`Model`]: a real one, or the
+//! [`mock`], which is instant and notices every wrong block.
+//!
+//! A worker knows tokens, blocks and models. It knows neither HTTP nor text.
+
+pub mod batch;
+mod engine;
+mod error;
+pub mod executor;
+pub mod mock;
+pub mod model;
+pub mod progress;
+pub mod sampling;
+mod server;
+pub mod slots;
+pub mod source;
+
+pub use batch::{Batch, BatchRow};
+pub use error::{LoadError, WorkerError};
+pub use executor::Executor;
+pub use model::{Model, RowFailure, SampledLogprobs, SampledToken};
+pub use progress::Progress;
+pub use sampling::{Sampler, SamplingParams};
+pub use server::serve;
+pub use slots::Sequence;
+pub use source::ModelSource;

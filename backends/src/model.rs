@@ -1,0 +1,87 @@
+//! What a worker runs: a real model, or the mock.
+
+use std::time::Duration;
+
+use millstream_proto::WorkerInfo;
+use millstream_proto::row_error::Kind;
+
+use crate::batch::Batch;
+
+/// A model on its device, with its paged cache.
+///
+/// Batches come in the order of the steps, and every read of the cache goes through the batch's
+/// block tables. A row's result depends on its own sequence only.
+pub trait Model: Send {
+    /// What this model serves, and the limits it was built for.
+    fn info(&self) -> &WorkerInfo;
+
+    /// Forgets all but the weights: a new epoch begins. The cache's memory need not be cleared,
+    /// because no block is read before it is written.
+    fn reset(&mut self);
+
+    /// Computes the batch. One result per row, in order: `None` for a row that does not sample.
+    fn forward(&mut self, batch: &Batch<'_>) -> Vec<Result<Option<SampledToken>, RowFailure>>;
+
+    /// How much of the last `forward` was sampling, for the metrics.
+    fn sample_time(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+impl<M: Model + ?Sized> Model for Box<M> {
+    fn info(&self) -> &WorkerInfo {
+        (**self).info()
+    }
+
+    fn reset(&mut self) {
+        (**self).reset();
+    }
+
+    fn forward(&mut self, batch: &Batch<'_>) -> Vec<Result<Option<SampledToken>, RowFailure>> {
+        (**self).forward(batch)
+    }
+
+    fn sample_time(&self) -> Duration {
+        (**self).sample_time()
+    }
+}
+
+/// A token drawn from a row's logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    /// Its id, below the vocabulary's size.
+    pub token: u32,
+    /// Present if the sequence asked for it.
+    pub logprobs: Option<SampledLogprobs>,
+}
+
+/// Natural logarithms of the model's own probabilities, before bias, temperature and truncation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledLogprobs {
+    /// Of the sampled token.
+    pub logprob: f32,
+    /// The most likely tokens with theirs, most likely first, smallest id first among equals.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why a row has no result. Its sequence cannot go on; the others can.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct RowFailure {
+    /// What kind of failure, for the router.
+    pub kind: Kind,
+    /// The failure in words, for the client or the log.
+    pub message: String,
+}
+
+impl RowFailure {
+    /// The logits are not numbers that can be sampled from.
+    pub fn numeric(message: impl Into<String>) -> Self {
+        RowFailure { kind: Kind::Numeric, message: message.into() }
+    }
+
+    /// The step contradicts what the worker knows.
+    pub fn protocol(message: impl Into<String>) -> Self {
+        RowFailure { kind: Kind::Protocol, message: message.into() }
+    }
+}
