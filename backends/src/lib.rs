@@ -8,6 +8,7 @@
 //! A worker knows tokens, blocks and models. It knows neither HTTP nor text.
 
 pub mod batch;
+pub mod candle;
 mod engine;
 mod error;
 pub mod executor;

@@ -1,0 +1,338 @@
+//! A real model behind [`Model`]: the decoder, its cache, and the sampler.
+//!
+//! A batch becomes one pass through the decoder; the rows that sample go through the head, and
+//! each is sampled by itself, so a row whose logits are not numbers fails alone. A kernel that
+//! refuses its arguments is a bug, not a row's failure: it panics, and the worker is restarted.
+
+use super::cache::{self, CachePlan, KvCache};
+use super::decoder::Decoder;
+use super::layers::{GroupPass, Pass};
+use super::spec::{self, ModelSpec};
+use super::weights::{Loaded, Weights};
+use super::{LoadOptions, device_error, families, timing, vocabulary};
+use crate::{Batch, LoadError, Model, ModelSource, Progress, RowFailure, SampledToken, Sampler};
+use candle_core::{DType, Tensor};
+use millstream_kernels::KernelError;
+use millstream_proto::{CacheGroup, WorkerInfo};
+use sha2::{Digest, Sha256};
+use std::time::{Duration, Instant};
+
+/// A loaded model with its cache.
+pub struct CandleModel {
+    info: WorkerInfo,
+    decoder: Decoder,
+    cache: KvCache,
+    plan: CachePlan,
+    sampler: Sampler,
+    sample_time: Duration,
+}
+
+impl CandleModel {
+    /// See [`super::load`].
+    pub(super) fn load(
+        source: &ModelSource,
+        options: &LoadOptions,
+        progress: &Progress,
+    ) -> Result<Self, LoadError> {
+        progress.begin("reading the configuration");
+        let config = read_config(source)?;
+        let spec = families::parse(&config)?;
+        let max_model_len = cache::max_model_len(&spec, options)?;
+        let vocab_size = vocabulary::vocab_size(source, &spec)?;
+        let eos_token_ids = vocabulary::eos_token_ids(source, &spec)?;
+
+        let stated_dtype = families::stated_dtype(&config)?;
+        let mut weights = Weights::open(source, stated_dtype.as_deref(), options, progress)?;
+        let dtype = weights.dtype();
+        let decoder = Decoder::load(&spec, &mut weights, max_model_len)?;
+        let loaded = weights.finish(spec.head.tied)?;
+
+        progress.begin("preparing the cache");
+        let plan = CachePlan::new(&spec, dtype, options, cache::memory_budget(options))?;
+        let info = WorkerInfo {
+            fingerprint: fingerprint(&spec, dtype, vocab_size, &loaded),
+            build: env!("CARGO_PKG_VERSION").into(),
+            max_model_len: max_model_len as u32,
+            vocab_size: vocab_size as u32,
+            block_size: plan.block_size as u32,
+            max_slots: options.max_slots.max(1),
+            max_batch_tokens: options.max_batch_tokens.max(1),
+            timed_batch_tokens: 0,
+            cache_groups: cache_groups(&plan),
+            eos_token_ids,
+            has_unblocked_state: false,
+            rank: 0,
+            world: 1,
+            dtype: dtype_name(dtype).into(),
+            num_parameters: loaded.num_parameters,
+        };
+        let (cache, sampler) = (plan.allocate()?, Sampler::new(vocab_size));
+        let sample_time = Duration::ZERO;
+        let mut model = Self { info, decoder, cache, plan, sampler, sample_time };
+        progress.begin("timing a step");
+        model.info.timed_batch_tokens = timing::batch_tokens(&model).map_err(device_error)?;
+        Ok(model)
+    }
+
+    /// Computes the batch, and the logits of some of its tokens: `tokens` are indices into
+    /// `batch.ids`, the result is `[tokens, V]` in f32 with `V` as wide as the head, which may be
+    /// wider than the vocabulary.
+    pub fn logits(&self, batch: &Batch<'_>, tokens: &[u32]) -> Result<Tensor, KernelError> {
+        let group = |index| GroupPass {
+            block_tables: batch.block_tables(index),
+            slot_mapping: batch.slot_mapping(index, self.plan.block_size),
+        };
+        let pass = Pass {
+            positions: &batch.positions,
+            cu_seqlens: &batch.cu_seqlens,
+            context_lens: &batch.context_lens,
+            groups: (0..self.plan.groups.len()).map(group).collect(),
+        };
+        let x = self.decoder.forward(&batch.ids, &pass, &self.cache)?; // [T,hidden]
+        self.decoder.logits(&x, tokens) // [tokens,V]
+    }
+
+    /// Logits of the last token of every row that samples, one after the other.
+    fn sampled_logits(&self, batch: &Batch<'_>) -> Result<Vec<Vec<f32>>, KernelError> {
+        let ends = batch.rows.iter().zip(&batch.cu_seqlens[1..]);
+        let last: Vec<u32> = ends.filter(|(row, _)| row.sample).map(|(_, end)| end - 1).collect();
+        Ok(self.logits(batch, &last)?.to_vec2()?)
+    }
+}
+
+impl Model for CandleModel {
+    fn info(&self) -> &WorkerInfo {
+        &self.info
+    }
+
+    // All state is in the cache, and that is read through block tables only.
+    fn reset(&mut self) {}
+
+    fn forward(&mut self, batch: &Batch<'_>) -> Vec<Result<Option<SampledToken>, RowFailure>> {
+        self.sample_time = Duration::ZERO;
+        if batch.ids.is_empty() {
+            return Vec::new();
+        }
+        // Within the pool: entering it from outside would wake a thread for every operation.
+        let logits = match rayon::scope(|_| self.sampled_logits(batch)) {
+            Ok(logits) => logits,
+            Err(error) => panic!("a kernel refused a checked batch: {error}"),
+        };
+        let begin = Instant::now();
+        let mut logits = logits.into_iter();
+        let sampler = &mut self.sampler;
+        let rows = batch.rows.iter().map(|row| {
+            if !row.sample {
+                return Ok(None);
+            }
+            let Some(mut logits) = logits.next() else { unreachable!("one per sampling row") };
+            sampler.sample(&mut logits, row.sequence, row.end()).map(Some)
+        });
+        let results = rows.collect();
+        self.sample_time = begin.elapsed();
+        results
+    }
+
+    fn sample_time(&self) -> Duration {
+        self.sample_time
+    }
+}
+
+fn read_config(source: &ModelSource) -> Result<Vec<u8>, LoadError> {
+    let file = "config.json";
+    match source.read(file) {
+        Ok(Some(json)) => Ok(json.into_owned()),
+        Ok(None) => Err(LoadError::Missing { file: file.into(), model: source.name() }),
+        Err(error) => Err(LoadError::Read { file: file.into(), source: error }),
+    }
+}
+
+/// Digest of what decides a text. How a checkpoint is cut into files does not.
+fn fingerprint(spec: &ModelSpec, dtype: DType, vocab_size: usize, loaded: &Loaded) -> String {
+    let mut digest = Sha256::new();
+    digest.update(format!("millstream 1\n{spec:?}\n{dtype:?}\n{vocab_size}\n"));
+    digest.update(loaded.digest);
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn cache_groups(plan: &CachePlan) -> Vec<CacheGroup> {
+    let group = |group: &spec::CacheGroup| CacheGroup {
+        num_layers: group.layers.len() as u32,
+        bytes_per_token: plan.bytes_per_token(group),
+        window: group.window.unwrap_or(0),
+        num_blocks: plan.num_blocks as u32,
+    };
+    plan.groups.iter().map(group).collect()
+}
+
+fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "f32",
+        DType::F16 => "f16",
+        _ => "bf16",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{LoadFormat, WeightDtype};
+    use super::*;
+    use crate::{BatchRow, Sequence};
+    use candle_core::Device;
+    use millstream_kernels::kv_cache;
+    use millstream_proto::row_error::Kind;
+    use std::path::PathBuf;
+
+    fn fixture(case: &str) -> PathBuf {
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/parity");
+        PathBuf::from(fixtures).join(case)
+    }
+
+    fn load(case: &str, options: &LoadOptions) -> Result<CandleModel, LoadError> {
+        let source = ModelSource::Directory(fixture(case));
+        CandleModel::load(&source, options, &Progress::default())
+    }
+
+    fn options() -> LoadOptions {
+        LoadOptions { kv_cache_memory: Some(1 << 20), ..LoadOptions::default() }
+    }
+
+    fn sequence(len: usize, blocks: &[u32]) -> Sequence {
+        let tokens = (0..len as u32).map(|i| i * 3 % 80).collect();
+        Sequence {
+            prompt_len: len,
+            tokens,
+            block_tables: vec![blocks.to_vec()],
+            ..Sequence::default()
+        }
+    }
+
+    fn row(sequence: &Sequence, start: usize, sample: bool) -> BatchRow<'_> {
+        BatchRow { slot: 0, sequence, start, len: sequence.tokens.len() - start, sample }
+    }
+
+    /// Overwrites a cell of every layer's cache with NaN.
+    fn poison(model: &CandleModel, cells: &[u32]) {
+        for layer in &model.cache.layers {
+            let (_, heads, _, dim) = layer.k.dims4().unwrap();
+            let nan = Tensor::full(f32::NAN, (cells.len(), heads, dim), &Device::Cpu).unwrap();
+            kv_cache::write(&layer.k, &layer.v, &nan, &nan, cells).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_sequence_left_in_a_block_is_never_read() {
+        for case in ["qwen3", "qwen3-bf16"] {
+            let model = load(case, &options()).unwrap();
+            let prompt = sequence(21, &[4, 2]);
+            let batch = Batch::new(vec![row(&prompt, 0, true)]);
+            let bits = |model: &CandleModel| -> Vec<u32> {
+                let logits = model.logits(&batch, &[20]).unwrap().to_vec2::<f32>().unwrap();
+                logits[0].iter().map(|logit| logit.to_bits()).collect()
+            };
+            let clean = bits(&model);
+            poison(&model, &(0..6 * 16).collect::<Vec<_>>());
+            assert_eq!(bits(&model), clean);
+        }
+    }
+
+    #[test]
+    fn a_row_that_is_not_a_number_fails_alone() {
+        let mut model = load("llama-biases", &options()).unwrap();
+        let (broken, whole, chunk) = (sequence(9, &[0]), sequence(20, &[1, 2]), sequence(5, &[3]));
+        let alone = model.forward(&Batch::new(vec![row(&whole, 0, true)])).remove(0);
+        model.forward(&Batch::new(vec![row(&broken, 0, false)]));
+        poison(&model, &[3]);
+        let rows = vec![row(&chunk, 0, false), row(&broken, 8, true), row(&whole, 0, true)];
+        let results = model.forward(&Batch::new(rows));
+        assert_eq!(results[0], Ok(None));
+        assert_eq!(results[1].as_ref().unwrap_err().kind, Kind::Numeric);
+        assert_eq!(results[2], alone);
+    }
+
+    #[test]
+    fn a_batch_in_which_nothing_samples_has_no_tokens() {
+        let mut model = load("qwen3", &options()).unwrap();
+        let prompt = sequence(4, &[0]);
+        assert_eq!(model.forward(&Batch::new(vec![row(&prompt, 0, false)])), [Ok(None)]);
+        assert_eq!(model.forward(&Batch::new(Vec::new())), []);
+    }
+
+    #[test]
+    fn the_info_says_what_was_loaded() {
+        let model = load("llama3-scaling", &options()).unwrap();
+        let info = model.info();
+        assert_eq!((info.max_model_len, info.vocab_size, info.block_size), (128, 80, 16));
+        assert_eq!((info.dtype.as_str(), info.num_parameters), ("f32", 26_784));
+        assert_eq!(info.eos_token_ids, [2, 5]);
+        assert!((64..=8192).contains(&info.timed_batch_tokens), "{}", info.timed_batch_tokens);
+        // 2 layers, K and V, 2 heads of 16, 4 bytes: 1 MiB holds 128 blocks of 16 tokens.
+        let group = CacheGroup { num_layers: 2, bytes_per_token: 512, window: 0, num_blocks: 128 };
+        assert_eq!(info.cache_groups, [group]);
+    }
+
+    #[test]
+    fn the_fingerprint_tells_models_and_dtypes_apart_and_nothing_else() {
+        let fingerprint =
+            |case: &str, options: &LoadOptions| load(case, options).unwrap().info.fingerprint;
+        let one = fingerprint("qwen3", &options());
+        let roomy = LoadOptions { kv_cache_memory: Some(4 << 20), max_slots: 3, ..options() };
+        assert_eq!(one, fingerprint("qwen3", &roomy));
+        let half = LoadOptions { dtype: Some(WeightDtype::Bf16), ..options() };
+        let others = [
+            fingerprint("qwen3", &half),
+            fingerprint("qwen3-bf16", &options()),
+            fingerprint("qwen3", &LoadOptions { load_format: LoadFormat::Dummy, ..options() }),
+        ];
+        for (i, other) in others.iter().enumerate() {
+            assert!(*other != one && !others[..i].contains(other), "{i}");
+        }
+    }
+
+    #[test]
+    fn an_embedded_model_is_the_same_model() {
+        let embedded = ModelSource::Embedded(&[
+            ("config.json", include_bytes!("../../../tests/fixtures/parity/qwen3/config.json")),
+            (
+                "generation_config.json",
+                include_bytes!("../../../tests/fixtures/parity/qwen3/generation_config.json"),
+            ),
+            (
+                "model.safetensors",
+                include_bytes!("../../../tests/fixtures/parity/qwen3/model.safetensors"),
+            ),
+        ]);
+        let embedded = CandleModel::load(&embedded, &options(), &Progress::default()).unwrap();
+        let directory = load("qwen3", &options()).unwrap();
+        assert_eq!(embedded.info.fingerprint, directory.info.fingerprint);
+    }
+
+    #[test]
+    fn random_weights_need_nothing_but_the_configuration() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = fixture("qwen3-bf16").join("config.json");
+        std::fs::copy(config, directory.path().join("config.json")).unwrap();
+        let source = ModelSource::Directory(directory.path().to_owned());
+        let dummy = LoadOptions { load_format: LoadFormat::Dummy, ..options() };
+        let mut model = CandleModel::load(&source, &dummy, &Progress::default()).unwrap();
+        assert_eq!(model.info.dtype, "bf16");
+        let prompt = sequence(21, &[4, 2]);
+        let token = model.forward(&Batch::new(vec![row(&prompt, 0, true)])).remove(0);
+        assert!(matches!(token, Ok(Some(_))), "{token:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_is_refused_in_words() {
+        let tight = LoadOptions { kv_cache_memory: Some(60_000), ..options() };
+        let long = LoadOptions { max_model_len: Some(129), ..options() };
+        let cases = [
+            ("llama3-scaling", tight, "lower --max-total-tokens"),
+            ("llama3-scaling", long, "--max-total-tokens (129) must be between 1 and"),
+            ("nowhere", options(), "`config.json` is missing from"),
+        ];
+        for (case, options, want) in cases {
+            let error = load(case, &options).err().expect("an error").to_string();
+            assert!(error.contains(want), "{error}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! How many tokens a step can compute in about 100 ms: timed at start, on the machine itself.
+//!
+//! One prompt of 16 tokens is timed, then of 32, and so on, until a step takes a quarter of the
+//! time or the limit is reached; the answer is what fits in proportion. Stopping at a quarter keeps
+//! the whole measurement well under 150 ms for small models, and at the first length for large
+//! ones. The time decides only how long steps are, never what is computed.
+
+use super::CandleModel;
+use crate::{Batch, BatchRow, Model, Sequence};
+use millstream_kernels::KernelError;
+use std::time::{Duration, Instant};
+
+/// What a full step should take at most.
+const STEP: Duration = Duration::from_millis(100);
+/// Never fewer: below this the overhead of a step outweighs what it computes.
+const AT_LEAST: u32 = 64;
+/// The first prompt.
+const FIRST: u32 = 16;
+
+/// Tokens that fit a step, between 64 (or the model's limit, if that is lower) and that limit.
+pub(super) fn batch_tokens(model: &CandleModel) -> Result<u32, KernelError> {
+    let limit = model.info().max_batch_tokens;
+    let largest = limit.min(model.info().max_model_len);
+    let mut tokens = FIRST.min(largest);
+    loop {
+        let mut took = time(model, tokens)?;
+        // What looks too long is timed again: the first step wakes threads and memory, and the
+        // machine has other things to do. What is far too long is long.
+        if (STEP / 4..STEP * 5).contains(&took) {
+            took = took.min(time(model, tokens)?);
+        }
+        if took >= STEP / 4 || tokens == largest {
+            return Ok(fit(tokens, took, limit));
+        }
+        tokens = (tokens * 2).min(largest);
+    }
+}
+
+/// The tokens of a step if `tokens` of them took this long.
+fn fit(tokens: u32, took: Duration, limit: u32) -> u32 {
+    let per_step = STEP.as_secs_f64() / took.as_secs_f64().max(1e-9);
+    // A float-to-integer cast saturates.
+    ((f64::from(tokens) * per_step) as u32).clamp(AT_LEAST.min(limit), limit)
+}
+
+/// One forward pass over a prompt of this length, through the cache's first blocks. What it
+/// leaves there is never read: a block is written before it is used.
+fn time(model: &CandleModel, tokens: u32) -> Result<Duration, KernelError> {
+    let blocks = tokens.div_ceil(model.info().block_size);
+    let groups = model.info().cache_groups.len();
+    let sequence = Sequence {
+        tokens: vec![0; tokens as usize],
+        block_tables: vec![(0..blocks).collect(); groups],
+        ..Sequence::default()
+    };
+    let row =
+        BatchRow { slot: 0, sequence: &sequence, start: 0, len: tokens as usize, sample: true };
+    let batch = Batch::new(vec![row]);
+    let begin = Instant::now();
+    model.logits(&batch, &[tokens - 1])?;
+    Ok(begin.elapsed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_what_fits_a_step_within_its_bounds() {
+        let cases = [
+            ((128, 50), 8192, 256),
+            ((128, 25), 8192, 512),
+            ((16, 2000), 8192, 64),
+            ((16, 2000), 40, 40),
+            ((8192, 10), 8192, 8192),
+            ((8192, 0), 8192, 8192),
+        ];
+        for ((tokens, ms), limit, want) in cases {
+            assert_eq!(fit(tokens, Duration::from_millis(ms), limit), want, "{tokens} in {ms} ms");
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! A row's logits do not depend on its neighbours, nor on how its tokens were cut into steps: not
+//! in a single bit.
+
+mod fixture;
+
+use fixture::{Row, Runner, load, prompt};
+
+const LEN: usize = 45;
+const CASES: [&str; 4] = ["llama3-scaling", "llama-biases", "qwen3", "qwen3-bf16"];
+
+/// The bits of every logit of sequence 0 after these steps.
+fn bits(runner: &mut Runner, others: usize, steps: &[Vec<Row>]) -> Vec<u32> {
+    runner.start((0..=others).map(|seed| prompt(LEN, seed)).collect());
+    steps.iter().for_each(|rows| runner.step(rows));
+    assert_eq!(runner.logits(0).len(), LEN, "every token is computed once");
+    runner.logits(0).iter().flatten().map(|logit| logit.to_bits()).collect()
+}
+
+fn check(others: usize, schedules: &[Vec<Vec<Row>>]) {
+    for case in CASES {
+        let mut runner = Runner::new(load(case, None), Vec::new());
+        let alone = bits(&mut runner, 0, &[vec![(0, LEN)]]);
+        for steps in schedules {
+            let same = bits(&mut runner, others, steps) == alone;
+            assert!(same, "{case}: other bits after {steps:?}");
+        }
+    }
+}
+
+#[test]
+fn a_prompt_cut_anywhere_has_the_same_bits() {
+    let cut = |at| vec![vec![(0, at)], vec![(0, LEN - at)]];
+    check(0, &(1..LEN).map(cut).collect::<Vec<_>>());
+}
+
+#[test]
+fn tokens_decoded_one_by_one_have_the_same_bits() {
+    check(0, &[vec![vec![(0, 1)]; LEN]]);
+}
+
+#[test]
+fn a_sequence_among_31_others_has_the_same_bits() {
+    // First and last in the batch, whole and in chunks, beside prompts and beside decodes.
+    let whole = |len: usize| -> Vec<Row> { (0..32).map(|index| (index, len)).collect() };
+    let backwards = |len: usize| -> Vec<Row> { (0..32).rev().map(|index| (index, len)).collect() };
+    let ragged: Vec<Row> = (0..32).map(|index| (index, 1 + index % 9)).collect();
+    let then = vec![(0, LEN - 1 - 3)];
+    check(
+        31,
+        &[
+            vec![whole(LEN)],
+            vec![backwards(LEN)],
+            vec![whole(17), backwards(LEN - 17)],
+            vec![ragged, then, backwards(1), whole(1), vec![(0, 1)]],
+        ],
+    );
+}

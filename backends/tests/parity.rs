@@ -1,0 +1,86 @@
+//! Parity with Hugging Face Transformers: the logits of every token of a prompt, against those
+//! that `tests/fixtures/make_parity.py` stored, however the prompt is cut into steps.
+
+mod fixture;
+
+use fixture::{Row, Runner, directory, load, prompt};
+use millstream_backends::candle::WeightDtype;
+use safetensors::SafeTensors;
+
+/// Largest difference allowed for weights in f32. Both sides round at every operation, in
+/// different orders: a few dozen roundings of 6e-8 on values around 1 to 10.
+const F32: f32 = 5e-5;
+/// The same where K and V are stored as bf16, which the reference does not do: they carry 8 bits,
+/// an error of 2^-9 each that the layers pass on.
+const BF16: f32 = 0.05;
+
+/// Checkpoint, `--dtype`, and the largest difference allowed.
+const CASES: [(&str, Option<WeightDtype>, f32); 5] = [
+    ("llama3-scaling", None, F32),
+    ("llama-biases", None, F32),
+    ("qwen3", None, F32),
+    ("qwen3-bf16", None, BF16),
+    ("qwen3-bf16", Some(WeightDtype::F32), F32),
+];
+
+/// The prompt and its logits according to the reference.
+struct Expected {
+    ids: Vec<u32>,
+    logits: Vec<Vec<f32>>,
+}
+
+fn expected(case: &str) -> Expected {
+    let bytes = std::fs::read(directory(case).join("expected.safetensors")).expect("the fixture");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let words = |name: &str| {
+        let bytes = file.tensor(name).expect("a tensor of the fixture").data();
+        bytes.as_chunks::<4>().0.to_vec()
+    };
+    let ids: Vec<u32> = words("input_ids").into_iter().map(u32::from_le_bytes).collect();
+    let logits: Vec<f32> = words("logits").into_iter().map(f32::from_le_bytes).collect();
+    let vocab = logits.len() / ids.len();
+    Expected { ids, logits: logits.chunks(vocab).map(<[f32]>::to_vec).collect() }
+}
+
+/// Runs the prompt as sequence 0 through these steps, beside sequences 1 and 2, on every case.
+fn check(steps: &[Vec<Row>]) {
+    for (case, dtype, tolerance) in CASES {
+        let want = expected(case);
+        let prompts = vec![want.ids.clone(), prompt(40, 1), prompt(60, 2)];
+        let mut runner = Runner::new(load(case, dtype), prompts);
+        steps.iter().for_each(|rows| runner.step(rows));
+        let got = runner.logits(0);
+        assert_eq!(got.len(), want.ids.len(), "every token is computed once");
+        let pairs = got.iter().flatten().zip(want.logits.iter().flatten());
+        let error = pairs.map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
+        println!("{case}: largest difference {error:.1e}, allowed {tolerance:.1e}");
+        assert!(error <= tolerance, "{case}: {error} exceeds {tolerance}");
+    }
+}
+
+#[test]
+fn a_prompt_computed_whole_has_the_logits_of_transformers() {
+    check(&[vec![(0, 45)]]);
+}
+
+#[test]
+fn a_prompt_computed_in_chunks_has_the_logits_of_transformers() {
+    check(&[vec![(0, 7)], vec![(0, 9)], vec![(0, 16)], vec![(0, 1)], vec![(0, 12)]]);
+}
+
+#[test]
+fn tokens_decoded_over_the_paged_cache_have_the_logits_of_transformers() {
+    let prefill = [vec![(0, 20)]];
+    let decode = (20..45).map(|_| vec![(0, 1)]);
+    check(&prefill.into_iter().chain(decode).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_prompt_batched_with_others_has_the_logits_of_transformers() {
+    let prefill = [vec![(1, 30), (0, 11), (2, 5)], vec![(2, 40), (1, 1), (0, 20)]];
+    let decode = (31..45).map(|i| match i % 2 {
+        0 => vec![(0, 1), (2, 1)],
+        _ => vec![(1, 1), (0, 1)],
+    });
+    check(&prefill.into_iter().chain(decode).collect::<Vec<_>>());
+}
