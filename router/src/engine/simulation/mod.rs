@@ -1,0 +1,284 @@
+//! The engine against the mock worker, from a seed.
+//!
+//! A [`World`] is an engine core, a worker that may die at any moment, the wire between them with
+//! what is still on it, and clients who know what their texts must be. [`random`] drives it by
+//! chance, [`directed`] along chosen paths. After every action the scheduler's integrity is
+//! checked, and every token is compared with the undisturbed text the moment it arrives.
+//!
+//! The world sees only the engine's public face, plus its integrity check.
+
+mod directed;
+mod random;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_backends::executor::Executor;
+use millstream_backends::mock::{MockConfig, MockModel, reference_text};
+use millstream_proto::{Step, StepOutput};
+
+use super::core::{EngineConfig, EngineCore, Input};
+use super::scheduler::planted::PlantedBug;
+use super::{Command, Event, FinishReason, NewSequence, SequenceId};
+
+type Checked<T = ()> = Result<T, String>;
+
+/// A request, and what must come of it.
+struct Client {
+    request: NewSequence,
+    /// The undisturbed text, up to its end.
+    expected: Vec<u32>,
+    expected_finish: FinishReason,
+    received: Vec<u32>,
+    finish: Option<FinishReason>,
+    was_aborted: bool,
+    /// It may end with an error, because workers are made to die of it.
+    may_fail: bool,
+}
+
+/// The worker's end of the wire, as the steps sent describe it.
+#[derive(Default)]
+struct Slots {
+    occupied: BTreeSet<u32>,
+}
+
+struct World {
+    config: MockConfig,
+    core: EngineCore,
+    executor: Executor<MockModel>,
+    slots: Slots,
+    is_alive: bool,
+    epoch: u64,
+    now: Duration,
+    /// Steps that the worker has not run.
+    sent: VecDeque<Step>,
+    /// Outputs that the engine has not read.
+    answered: VecDeque<StepOutput>,
+    /// Outputs of workers that died before they were read.
+    stale: Vec<StepOutput>,
+    clients: BTreeMap<u64, Client>,
+    num_left: usize,
+    deaths_in_flight: u64,
+}
+
+impl World {
+    fn new(config: MockConfig, engine: EngineConfig, planted: Option<PlantedBug>) -> Self {
+        let mut core = EngineCore::new(engine);
+        core.scheduler().planted = planted;
+        World {
+            executor: Executor::new(MockModel::new(config.clone())),
+            config,
+            core,
+            slots: Slots::default(),
+            is_alive: false,
+            epoch: 0,
+            now: Duration::ZERO,
+            sent: VecDeque::new(),
+            answered: VecDeque::new(),
+            stale: Vec::new(),
+            clients: BTreeMap::new(),
+            num_left: 0,
+            deaths_in_flight: 0,
+        }
+    }
+
+    fn submit(&mut self, id: u64, request: NewSequence) -> Checked {
+        let (expected, expected_finish) = self.undisturbed(&request);
+        self.clients.insert(
+            id,
+            Client {
+                request: request.clone(),
+                expected,
+                expected_finish,
+                received: Vec::new(),
+                finish: None,
+                was_aborted: false,
+                may_fail: false,
+            },
+        );
+        self.input(Input::Command(Command::Add(SequenceId(id), Box::new(request))))
+    }
+
+    fn abort(&mut self, id: u64) -> Checked {
+        let client = self.clients.get_mut(&id).expect("clients are aborted that exist");
+        client.was_aborted |= client.finish.is_none();
+        self.input(Input::Command(Command::Abort(SequenceId(id))))
+    }
+
+    fn connect(&mut self) -> Checked {
+        self.epoch += 1;
+        self.is_alive = true;
+        self.executor.reset(self.epoch);
+        self.slots = Slots::default();
+        let info = Arc::new(self.executor.info().clone());
+        self.input(Input::Connected { epoch: self.epoch, info })
+    }
+
+    /// The worker dies with everything on the wire; what it had answered may still turn up.
+    fn kill(&mut self, is_planned: bool) -> Checked {
+        self.is_alive = false;
+        if !self.sent.is_empty() || !self.answered.is_empty() {
+            self.deaths_in_flight += 1;
+        }
+        // Whatever it was still computing may have been answered, too.
+        while self.execute()? {}
+        self.stale.extend(self.answered.drain(..));
+        self.input(Input::Lost { is_planned })
+    }
+
+    /// Sends the next step, if there is one.
+    fn send(&mut self) -> Checked<bool> {
+        let Some(step) = self.core.next_step(self.now) else { return Ok(false) };
+        self.check()?;
+        self.slots.follow(&step)?;
+        self.sent.push_back(step);
+        if self.sent.len() + self.answered.len() > 2 {
+            return Err("more than two steps are in flight".to_owned());
+        }
+        Ok(true)
+    }
+
+    /// The worker runs a step, if there is one.
+    fn execute(&mut self) -> Checked<bool> {
+        let Some(step) = self.sent.pop_front() else { return Ok(false) };
+        let output = self.executor.execute(step);
+        if let Some(error) = output.row_error.first() {
+            return Err(format!("the worker reports: {}", error.message));
+        }
+        self.answered.push_back(output);
+        Ok(true)
+    }
+
+    /// The engine reads an output, if there is one.
+    fn deliver(&mut self) -> Checked<bool> {
+        let Some(output) = self.answered.pop_front() else { return Ok(false) };
+        self.input(Input::Output(output))?;
+        Ok(true)
+    }
+
+    fn input(&mut self, input: Input) -> Checked {
+        let events = self.core.handle(input, self.now);
+        for event in events {
+            self.receive(event)?;
+        }
+        self.num_left += self.core.take_left();
+        if let Some(fault) = self.core.take_fault() {
+            return Err(fault.to_string());
+        }
+        self.check()
+    }
+
+    fn check(&mut self) -> Checked {
+        self.core.scheduler().check_integrity()
+    }
+
+    fn receive(&mut self, event: Event) -> Checked {
+        let id = event.id;
+        let client = self.clients.get_mut(&id.0).ok_or("an event for nobody")?;
+        if client.was_aborted || client.finish.is_some() {
+            return Err(format!("{id:?} has ended and receives {event:?}"));
+        }
+        let is_first = client.received.is_empty() && event.cached_tokens.is_some();
+        if !is_first && event.cached_tokens.is_some() {
+            return Err(format!("{id:?} hears of its cached tokens twice"));
+        }
+        client.received.extend(&event.tokens);
+        if !client.expected.starts_with(&client.received) {
+            let (received, expected) = (&client.received, &client.expected);
+            return Err(format!("{id:?} received {received:?}, undisturbed it is {expected:?}"));
+        }
+        let Some(finish) = event.finish else { return Ok(()) };
+        let is_fenced = client.may_fail && matches!(finish, FinishReason::Error(_));
+        let is_whole = client.received == client.expected && finish == client.expected_finish;
+        client.finish = Some(finish);
+        match is_whole || is_fenced {
+            true => Ok(()),
+            false => Err(format!("{id:?} ended early: {:?}", client.finish)),
+        }
+    }
+
+    /// Ids of the clients that still wait for something.
+    fn unfinished(&self) -> Vec<u64> {
+        let is_open = |client: &Client| client.finish.is_none() && !client.was_aborted;
+        self.clients.iter().filter(|(_, client)| is_open(client)).map(|(id, _)| *id).collect()
+    }
+
+    /// Nothing is left: all clients ended, all steps were read, all blocks and slots are free.
+    fn check_end(&mut self) -> Checked {
+        loop {
+            let has_moved = self.send()? | self.execute()? | self.deliver()?;
+            if !has_moved {
+                break;
+            }
+        }
+        let stats = self.core.stats();
+        if !self.unfinished().is_empty() || self.core.num_unfinished() != 0 {
+            return Err(format!("{:?} never finished", self.unfinished()));
+        }
+        if stats.used_blocks != 0 || stats.running != 0 || stats.waiting != 0 {
+            return Err(format!("everything ended and this is left: {stats:?}"));
+        }
+        if self.is_alive && !self.slots.occupied.is_empty() {
+            return Err(format!("the worker still holds slots {:?}", self.slots.occupied));
+        }
+        if self.num_left != self.clients.len() {
+            return Err(format!("{} of {} sequences left", self.num_left, self.clients.len()));
+        }
+        Ok(())
+    }
+
+    /// What a request yields where nothing goes wrong, and how it ends.
+    fn undisturbed(&self, request: &NewSequence) -> (Vec<u32>, FinishReason) {
+        let NewSequence { prompt, seed, choice, .. } = request;
+        let room = self.config.max_model_len as usize - prompt.len();
+        let max_tokens = room.min(request.max_tokens as usize);
+        let mut text = reference_text(&self.config, prompt, *seed, *choice, max_tokens);
+        match text.iter().position(|token| request.stop_token_ids.contains(token)) {
+            Some(stop) => {
+                text.truncate(stop + 1);
+                let token = text[stop];
+                (text, FinishReason::StopToken(token))
+            }
+            None => (text, FinishReason::Length),
+        }
+    }
+}
+
+impl Slots {
+    fn follow(&mut self, step: &Step) -> Checked {
+        for slot in &step.release {
+            if !self.occupied.remove(slot) {
+                return Err(format!("slot {slot} is released and empty"));
+            }
+        }
+        for add in &step.add {
+            if !self.occupied.insert(add.slot) {
+                return Err(format!("slot {} is added to and occupied", add.slot));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn request(prompt: &[u32], max_tokens: u32) -> NewSequence {
+    NewSequence {
+        prompt: prompt.into(),
+        sampling: Default::default(),
+        max_tokens,
+        stop_token_ids: Arc::new([]),
+        seed: 7,
+        choice: 0,
+        cache_salt: None,
+    }
+}
+
+fn engine_config() -> EngineConfig {
+    EngineConfig {
+        max_batch_tokens: None,
+        max_batch_size: 64,
+        prefix_caching: true,
+        resume_timeout: Duration::from_secs(60),
+        step_timeout: Duration::from_secs(10),
+    }
+}

@@ -1,0 +1,308 @@
+//! Thousands of small random lives of the engine, each from its seed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use millstream_backends::mock::EOS;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+use crate::engine::scheduler::Stats;
+
+/// Runs this one seed instead of all.
+const SEED_VARIABLE: &str = "MILLSTREAM_SIMULATION_SEED";
+
+const NUM_SEEDS: u64 = 6000;
+
+/// Seeds within which each planted bug must have been caught.
+const NUM_SEEDS_PLANTED: u64 = 500;
+
+/// Actions after which a life that has not ended hangs.
+const MAX_ACTIONS: usize = 30_000;
+
+/// What all lives together must have seen.
+#[derive(Debug, Default)]
+struct Tally {
+    actions: u64,
+    tokens: u64,
+    preemptions: u64,
+    evictions: u64,
+    cached_tokens: u64,
+    overruns: u64,
+    deaths_in_flight: u64,
+    late_outputs: u64,
+    fenced: u64,
+}
+
+impl Tally {
+    fn add(&mut self, world: &World, actions: usize) {
+        let stats: Stats = world.core.stats();
+        self.actions += actions as u64;
+        self.tokens += stats.generated_tokens;
+        self.preemptions += stats.preemptions;
+        self.evictions += stats.evictions;
+        self.cached_tokens += stats.cached_tokens;
+        self.overruns += stats.overruns;
+        self.deaths_in_flight += world.deaths_in_flight;
+        self.late_outputs += stats.ignored_outputs;
+        self.fenced += stats.fenced;
+    }
+
+    fn missing(&self) -> Vec<&'static str> {
+        let required = [
+            ("preemptions", self.preemptions),
+            ("evictions", self.evictions),
+            ("prefix hits", self.cached_tokens),
+            ("overruns", self.overruns),
+            ("deaths in flight", self.deaths_in_flight),
+            ("late outputs of old epochs", self.late_outputs),
+            ("fenced sequences", self.fenced),
+        ];
+        required.iter().filter(|(_, count)| *count == 0).map(|(name, _)| *name).collect()
+    }
+}
+
+/// One random life.
+struct Life {
+    rng: StdRng,
+    world: World,
+    /// Beginnings that prompts share.
+    prefixes: Vec<Vec<u32>>,
+    num_requests: u64,
+    next_id: u64,
+    /// Deaths that are somebody's fault, and planned moves. Bounded: a life of nothing but moves
+    /// gets nowhere.
+    deaths_left: u32,
+    moves_left: u32,
+    /// So many deaths that sequences may be fenced.
+    brings_fence: bool,
+    /// How often things happen, out of a hundred.
+    abort_rate: u32,
+    kill_rate: u32,
+    send_rate: u32,
+}
+
+impl Life {
+    fn new(seed: u64, planted: Option<PlantedBug>) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let block_size = [2, 4, 8][rng.random_range(0..3)];
+        // From hardly one sequence to enough for all.
+        let num_blocks = rng.random_range(48 / block_size..=160 / block_size);
+        let config = MockConfig {
+            vocab_size: 20,
+            block_size,
+            num_blocks,
+            max_slots: rng.random_range(1..=10),
+            max_model_len: rng.random_range(24..=48),
+            max_batch_tokens: rng.random_range(2..=60),
+            eos_every: rng.random_bool(0.5).then_some(20),
+            ..MockConfig::default()
+        };
+        let prefixes = (0..3).map(|_| text(&mut rng, 40)).collect();
+        let engine = EngineConfig { prefix_caching: rng.random_bool(0.9), ..engine_config() };
+        // Two deaths are nobody's fault; more of them bring the fence into play.
+        let deaths_left = if seed % 8 == 7 { 12 } else { rng.random_range(0..=2) };
+        Life {
+            prefixes,
+            num_requests: rng.random_range(3..=12),
+            next_id: 0,
+            deaths_left,
+            moves_left: 5,
+            brings_fence: deaths_left > 2,
+            abort_rate: rng.random_range(0..3),
+            kill_rate: rng.random_range(0..4),
+            send_rate: rng.random_range(10..60),
+            world: World::new(config, engine, planted),
+            rng,
+        }
+    }
+
+    fn run(&mut self) -> Checked<usize> {
+        for action in 0..MAX_ACTIONS {
+            let is_over = self.next_id == self.num_requests && self.world.unfinished().is_empty();
+            if is_over {
+                return self.world.check_end().map(|()| action);
+            }
+            self.act()?;
+        }
+        Err(format!("{:?} hang", self.world.unfinished()))
+    }
+
+    fn act(&mut self) -> Checked {
+        let world = &mut self.world;
+        world.now += Duration::from_millis(1);
+        if !world.is_alive {
+            return match self.rng.random_range(0..4) {
+                0 => world.connect(),
+                1 => self.submit(),
+                2 => world.input(Input::Tick),
+                _ => self.deliver_stale(),
+            };
+        }
+        let chance = self.rng.random_range(0..100);
+        if chance < self.kill_rate {
+            return self.kill();
+        }
+        if chance < self.kill_rate + self.abort_rate {
+            return self.abort();
+        }
+        match self.rng.random_range(0..100) {
+            0..8 => self.submit(),
+            8..12 => self.deliver_stale(),
+            roll if roll < 12 + self.send_rate => world.send().map(|_| ()),
+            roll if roll % 2 == 0 => world.execute().map(|_| ()),
+            _ => {
+                world.deliver()?;
+                self.check_liveness()
+            }
+        }
+    }
+
+    /// With a worker and nothing in flight, something must be there to send.
+    fn check_liveness(&mut self) -> Checked {
+        let world = &mut self.world;
+        let is_idle = world.sent.is_empty() && world.answered.is_empty();
+        if is_idle && !world.unfinished().is_empty() && !world.send()? {
+            return Err(format!("{:?} wait and nothing is sent", world.unfinished()));
+        }
+        Ok(())
+    }
+
+    fn kill(&mut self) -> Checked {
+        let is_planned = self.deaths_left == 0 || self.rng.random_bool(0.2);
+        let left = if is_planned { &mut self.moves_left } else { &mut self.deaths_left };
+        if *left == 0 {
+            return Ok(());
+        }
+        *left -= 1;
+        self.world.kill(is_planned)
+    }
+
+    fn abort(&mut self) -> Checked {
+        if self.next_id == 0 {
+            return Ok(());
+        }
+        self.world.abort(self.rng.random_range(0..self.next_id))
+    }
+
+    /// An output from the grave; preferably one that would fit what is in flight.
+    fn deliver_stale(&mut self) -> Checked {
+        let world = &mut self.world;
+        if world.stale.is_empty() {
+            return Ok(());
+        }
+        let expected = world.core.scheduler().oldest_step().map(|(step, _)| step);
+        let fitting = world.stale.iter().position(|output| Some(output.step) == expected);
+        let place = fitting.unwrap_or_else(|| self.rng.random_range(0..world.stale.len()));
+        let output = world.stale.swap_remove(place);
+        world.input(Input::Output(output))
+    }
+
+    fn submit(&mut self) -> Checked {
+        if self.next_id == self.num_requests {
+            return Ok(());
+        }
+        let request = self.request();
+        let id = self.next_id;
+        self.next_id += 1;
+        self.world.submit(id, request)?;
+        if self.brings_fence {
+            self.world.clients.get_mut(&id).expect("it was just added").may_fail = true;
+        }
+        Ok(())
+    }
+
+    fn request(&mut self) -> NewSequence {
+        let max_len = self.world.config.max_model_len as usize - 1;
+        let mut prompt = match self.earlier_conversation() {
+            Some(conversation) => conversation,
+            None => {
+                let prefix = &self.prefixes[self.rng.random_range(0..self.prefixes.len())];
+                prefix[..self.rng.random_range(0..=prefix.len() / 2)].to_vec()
+            }
+        };
+        let more = self.rng.random_range(1..=8);
+        prompt.extend(text(&mut self.rng, more));
+        prompt.truncate(max_len);
+        let salts = [None, None, None, Some("a".into()), Some("b".into())];
+        NewSequence {
+            max_tokens: self.rng.random_range(1..=36),
+            stop_token_ids: if self.rng.random_bool(0.7) { [EOS].into() } else { [].into() },
+            seed: self.rng.random_range(0..3),
+            choice: self.rng.random_range(0..2),
+            cache_salt: salts[self.rng.random_range(0..salts.len())].clone(),
+            ..request(&prompt, 1)
+        }
+    }
+
+    /// Prompt and output of a client that is done, for the next turn of a chat.
+    fn earlier_conversation(&mut self) -> Option<Vec<u32>> {
+        if self.next_id == 0 || self.rng.random_bool(0.6) {
+            return None;
+        }
+        let client = &self.world.clients[&self.rng.random_range(0..self.next_id)];
+        client.finish.as_ref()?;
+        Some(client.request.prompt.iter().chain(&client.received).copied().collect())
+    }
+}
+
+fn text(rng: &mut StdRng, len: usize) -> Vec<u32> {
+    (0..len).map(|_| rng.random_range(0..20)).collect()
+}
+
+/// Lives one life; a broken rule or a panic is an error.
+fn live(seed: u64, planted: Option<PlantedBug>, tally: &mut Tally) -> Checked {
+    let mut life = Life::new(seed, planted);
+    let result = catch_unwind(AssertUnwindSafe(|| life.run()));
+    let actions = result.unwrap_or_else(|_| Err("a panic".to_owned()))?;
+    tally.add(&life.world, actions);
+    Ok(())
+}
+
+#[test]
+fn random_lives_keep_every_invariant_and_every_text() {
+    let chosen = std::env::var(SEED_VARIABLE).ok().map(|seed| seed.parse().expect("a number"));
+    let seeds = chosen.map_or(0..NUM_SEEDS, |seed: u64| seed..seed + 1);
+    let mut tally = Tally::default();
+    for seed in seeds {
+        if let Err(rule) = live(seed, None, &mut tally) {
+            panic!(
+                "seed {seed}: {rule}\nrerun with {SEED_VARIABLE}={seed} \
+                 cargo test -p millstream-router random_lives"
+            );
+        }
+    }
+    println!("{tally:?}");
+    assert!(chosen.is_some() || tally.missing().is_empty(), "no {:?}", tally.missing());
+}
+
+#[test]
+fn every_planted_bug_is_caught() {
+    let bugs = [
+        PlantedBug::UncomputedBlockIndexed,
+        PlantedBug::ReleaseLost,
+        PlantedBug::LateTokenDoubled,
+        PlantedBug::HitWithinStep,
+        PlantedBug::OldEpochBelieved,
+    ];
+    for bug in bugs {
+        let mut seeds = 0..NUM_SEEDS_PLANTED;
+        let caught = seeds.find_map(|seed| {
+            live(seed, Some(bug), &mut Tally::default()).err().map(|rule| (seed, rule))
+        });
+        let (seed, rule) = caught.unwrap_or_else(|| panic!("{bug:?} was never noticed"));
+        println!("{bug:?} was caught by seed {seed}: {rule}");
+    }
+}
+
+#[test]
+fn a_seed_always_lives_the_same_life() {
+    for seed in 0..50 {
+        let lives = [(), ()].map(|()| {
+            let mut tally = Tally::default();
+            live(seed, None, &mut tally).unwrap();
+            format!("{tally:?}")
+        });
+        assert_eq!(lives[0], lives[1], "seed {seed}");
+    }
+}

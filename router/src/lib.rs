@@ -1,0 +1,3 @@
+//! The router: HTTP in, steps out. Nothing here knows tensors or devices.
+
+pub mod engine;
