@@ -1,0 +1,264 @@
+//! Strings to tokens and back.
+//!
+//! A [`TextModel`] is everything that a checkpoint says about text: its tokenizer, its chat
+//! template, its special tokens and the sampling that its authors recommend. It is read once,
+//! never changes, and is shared by all requests. What moves lives in small per-request state
+//! machines: a [`Decoder`] turns ids into characters, a [`StopMatcher`] looks for stop strings.
+//!
+//! This module knows ids, strings and JSON messages. It does not know requests, sequences or
+//! HTTP. Encoding and rendering take milliseconds for long prompts: async code goes through
+//! [`EncoderPool`].
+
+mod decode;
+mod defaults;
+mod pool;
+mod stop;
+mod template;
+#[cfg(test)]
+mod testing;
+mod tokenizer;
+
+use std::io;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+pub use decode::Decoder;
+pub use defaults::GenerationDefaults;
+pub use pool::{EncoderPool, PoolError};
+pub use stop::StopMatcher;
+pub use template::{ChatPrompt, TemplateError};
+
+use template::{ChatTemplates, TemplateFiles};
+use tokenizer::TextTokenizer;
+
+/// Reads one file of a checkpoint by name; `None` where the checkpoint has no such file.
+pub type ReadFile<'a> = dyn Fn(&str) -> io::Result<Option<Vec<u8>>> + 'a;
+
+/// What a checkpoint says about text; immutable and shared.
+pub struct TextModel {
+    tokenizer: Arc<TextTokenizer>,
+    templates: Option<ChatTemplates>,
+    defaults: GenerationDefaults,
+}
+
+/// Why a checkpoint's text files, or a text, could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// A file could not be read.
+    #[error("cannot read {file}: {source}")]
+    Read {
+        /// The file's name in the checkpoint.
+        file: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file is there, and says something that we cannot use.
+    #[error("{file} is not usable: {reason}")]
+    Invalid {
+        /// The file's name in the checkpoint.
+        file: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The checkpoint has no tokenizer.
+    #[error(
+        "the checkpoint has no tokenizer.json; convert its tokenizer with Transformers \
+         (AutoTokenizer.from_pretrained(..).save_pretrained(..)) and start again"
+    )]
+    NoTokenizer,
+    /// The tokenizer refused a text.
+    #[error("cannot encode the text: {0}")]
+    Encode(String),
+}
+
+impl TextModel {
+    /// Reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, the chat
+    /// template (`chat_template.jinja` and `additional_chat_templates/tool_use.jinja`, or inside
+    /// `tokenizer_config.json` or `chat_template.json`), `generation_config.json` and
+    /// `config.json`; all but the first may be missing.
+    pub fn load(read: &ReadFile<'_>) -> Result<TextModel, TextError> {
+        let json = read_file(read, "tokenizer.json")?.ok_or(TextError::NoTokenizer)?;
+        let tokenizer = TextTokenizer::from_json(&json)?;
+        let tokenizer_config = read_json(read, "tokenizer_config.json")?;
+        let special_tokens_map = read_json(read, "special_tokens_map.json")?;
+        let special_tokens = template::special_tokens(&special_tokens_map, &tokenizer_config);
+        let mut defaults = GenerationDefaults::read(
+            &read_json(read, "generation_config.json")?,
+            &read_json(read, "config.json")?,
+        );
+        // A base checkpoint's configuration often names the end of the document, its tokenizer
+        // the end of the turn: both end a sequence.
+        let eos = special_tokens.get("eos_token").and_then(Value::as_str);
+        defaults.add_eos_token_id(eos.and_then(|token| tokenizer.token_id(token)));
+
+        let files = TemplateFiles {
+            default: read_text(read, "chat_template.jinja")?,
+            tool_use: read_text(read, "additional_chat_templates/tool_use.jinja")?,
+            json: vec![tokenizer_config, read_json(read, "chat_template.json")?],
+        };
+        let templates = ChatTemplates::load(files, special_tokens)?;
+        Ok(TextModel { tokenizer: Arc::new(tokenizer), templates, defaults })
+    }
+
+    /// For dummy weights without a tokenizer: an id below 256 is that byte, any other id reads
+    /// ` t<id>`. There is no chat template.
+    pub fn bytes_fallback() -> TextModel {
+        TextModel {
+            tokenizer: Arc::new(TextTokenizer::bytes()),
+            templates: None,
+            defaults: GenerationDefaults::default(),
+        }
+    }
+
+    /// The ids of `text`, never truncated or padded. `add_special_tokens` is for plain prompts;
+    /// a rendered chat already holds what its template wants, so it passes `false`.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        self.tokenizer.encode(text, add_special_tokens)
+    }
+
+    /// The prompt that the model's chat template makes of a conversation.
+    pub fn render_chat(&self, prompt: &ChatPrompt<'_>) -> Result<String, TemplateError> {
+        self.templates.as_ref().ok_or(TemplateError::NoTemplate)?.render(prompt)
+    }
+
+    /// Whether [`render_chat`](Self::render_chat) can work at all.
+    pub fn has_chat_template(&self) -> bool {
+        self.templates.is_some()
+    }
+
+    /// A decoder for one sequence's output, as a text of its own: a leading space that the
+    /// tokenizer puts before every first word is not shown. This is what a chat wants.
+    pub fn decoder(&self, skip_special_tokens: bool) -> Decoder {
+        Decoder::new(Arc::clone(&self.tokenizer), &[], skip_special_tokens)
+    }
+
+    /// A decoder for one sequence's output as the continuation of `prompt`: prompt and output
+    /// joined are one text. This is what a completion wants.
+    pub fn decoder_after(&self, prompt: &[u32], skip_special_tokens: bool) -> Decoder {
+        Decoder::new(Arc::clone(&self.tokenizer), prompt, skip_special_tokens)
+    }
+
+    /// One token as shown in log-probabilities: its text (U+FFFD for a part of a character) and
+    /// its bytes. Both are empty for an id that the tokenizer does not know.
+    pub fn token_text(&self, id: u32) -> (String, Vec<u8>) {
+        let bytes = self.tokenizer.token_bytes(id);
+        (String::from_utf8_lossy(&bytes).into_owned(), bytes)
+    }
+
+    /// The sampling that the checkpoint recommends, and what ends its sequences.
+    pub fn generation_defaults(&self) -> &GenerationDefaults {
+        &self.defaults
+    }
+}
+
+fn read_file(read: &ReadFile<'_>, file: &'static str) -> Result<Option<Vec<u8>>, TextError> {
+    read(file).map_err(|source| TextError::Read { file, source })
+}
+
+fn read_text(read: &ReadFile<'_>, file: &'static str) -> Result<Option<String>, TextError> {
+    let Some(bytes) = read_file(read, file)? else { return Ok(None) };
+    String::from_utf8(bytes)
+        .map(Some)
+        .map_err(|error| TextError::Invalid { file, reason: error.to_string() })
+}
+
+/// A JSON file; `Null` where it is missing, so that every lookup in it finds nothing.
+fn read_json(read: &ReadFile<'_>, file: &'static str) -> Result<Value, TextError> {
+    let Some(bytes) = read_file(read, file)? else { return Ok(Value::Null) };
+    serde_json::from_slice(&bytes)
+        .map_err(|error| TextError::Invalid { file, reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, json};
+
+    use super::*;
+
+    fn load(files: &[(&str, String)]) -> Result<TextModel, TextError> {
+        TextModel::load(&|name| {
+            let file = files.iter().find(|(file, _)| *file == name);
+            Ok(file.map(|(_, content)| content.clone().into_bytes()))
+        })
+    }
+
+    #[test]
+    fn a_checkpoint_is_read_file_by_file() {
+        let config = json!({
+            "bos_token": "<s>",
+            "eos_token": { "content": "</s>" },
+            "chat_template": "{{ bos_token }}{% for m in messages %}the{% endfor %}",
+        });
+        let model = load(&[
+            ("tokenizer.json", testing::sentencepiece()),
+            ("tokenizer_config.json", config.to_string()),
+            ("generation_config.json", json!({ "eos_token_id": 7, "top_p": 0.5 }).to_string()),
+            ("config.json", json!({ "eos_token_id": [7, 9] }).to_string()),
+        ])
+        .unwrap();
+        assert_eq!(model.generation_defaults().top_p, Some(0.5));
+        assert_eq!(model.generation_defaults().eos_token_ids, [7, 9, 2]);
+
+        assert!(model.has_chat_template());
+        let prompt = ChatPrompt {
+            messages: &[json!({ "role": "user", "content": "Hi" })],
+            tools: None,
+            add_generation_prompt: true,
+            continue_final_message: false,
+            kwargs: &Map::new(),
+        };
+        let text = model.render_chat(&prompt).unwrap();
+        // The template wrote the BOS, and no second one is added.
+        let ids = model.encode(&text, false).unwrap();
+        assert_eq!(ids.iter().filter(|&&id| id == 1).count(), 1);
+
+        let mut out = String::new();
+        let mut decoder = model.decoder(true);
+        ids.iter().for_each(|&id| decoder.push(id, &mut out));
+        assert_eq!(out, "the");
+        assert_eq!(model.token_text(1), ("<s>".to_owned(), b"<s>".to_vec()));
+    }
+
+    #[test]
+    fn a_checkpoint_without_templates_still_completes() {
+        let model = load(&[("tokenizer.json", testing::byte_level())]).unwrap();
+        assert!(!model.has_chat_template());
+        assert_eq!(*model.generation_defaults(), GenerationDefaults::default());
+        let half = model.encode("é🚀", false).unwrap()[1];
+        assert_eq!(model.token_text(half), ("\u{fffd}".to_owned(), b"\xf0\x9f".to_vec()));
+    }
+
+    #[test]
+    fn what_is_missing_or_broken_is_named() {
+        let tokenizer = ("tokenizer.json", testing::byte_level());
+        for (files, expected) in [
+            (vec![], "the checkpoint has no tokenizer.json; convert"),
+            (
+                vec![tokenizer.clone(), ("config.json", "{".to_owned())],
+                "config.json is not usable: ",
+            ),
+            (
+                vec![tokenizer, ("tokenizer_config.json", r#"{"chat_template":1}"#.to_owned())],
+                "tokenizer_config.json is not usable: chat_template: ",
+            ),
+        ] {
+            let error = load(&files).err().unwrap().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+        let unreadable = |_: &str| Err(io::Error::other("no disk"));
+        let error = TextModel::load(&unreadable).err().unwrap().to_string();
+        assert_eq!(error, "cannot read tokenizer.json: no disk");
+    }
+
+    #[test]
+    fn a_model_of_bytes_needs_no_files() {
+        let model = TextModel::bytes_fallback();
+        let ids = model.encode("né", true).unwrap();
+        let mut out = String::new();
+        let mut decoder = model.decoder(true);
+        ids.iter().chain(&[300]).for_each(|&id| decoder.push(id, &mut out));
+        assert_eq!(out, "né t300");
+        assert_eq!(model.token_text(300), (" t300".to_owned(), b" t300".to_vec()));
+    }
+}
