@@ -1,0 +1,92 @@
+//! `POST /v1/chat/completions`: what a request says, and how it becomes a prompt.
+
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use super::fields::Fields;
+use super::messages::read_messages;
+use super::options::{Options, Rules, read_template_kwargs};
+use crate::text::{ChatPrompt, TextModel};
+
+/// A validated request.
+#[derive(Debug)]
+pub(crate) struct ChatRequest {
+    pub(crate) options: Options,
+    pub(crate) conversation: Conversation,
+}
+
+/// What the chat template is given.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    messages: Vec<Value>,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+    add_special_tokens: bool,
+    kwargs: Map<String, Value>,
+}
+
+impl ChatRequest {
+    pub(crate) fn read(body: &[u8], rules: &Rules<'_>) -> Result<ChatRequest, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        let mut options = Options::read(&mut fields, rules)?;
+        if fields.flag("echo", false)? {
+            return Err(ApiError::Unsupported { field: "echo", value: "true".into() });
+        }
+        let logprobs = fields.flag("logprobs", false)?;
+        let max_top = rules.limits.max_top_logprobs as i64;
+        let top_logprobs = fields.integer("top_logprobs", 0..=max_top)?.unwrap_or(0);
+        if top_logprobs > 0 && !logprobs {
+            let rule = format!("({top_logprobs}) needs logprobs: true");
+            return Err(ApiError::field("top_logprobs", rule));
+        }
+        options.sampling.logprobs = logprobs;
+        options.sampling.top_logprobs = top_logprobs as u32;
+        Ok(ChatRequest { options, conversation: Conversation::read(&mut fields)? })
+    }
+}
+
+impl Conversation {
+    fn read(fields: &mut Fields) -> Result<Conversation, ApiError> {
+        let messages = read_messages(fields)?;
+        let continue_final_message = fields.flag("continue_final_message", false)?;
+        let add_generation_prompt =
+            fields.flag("add_generation_prompt", !continue_final_message)?;
+        if continue_final_message && add_generation_prompt {
+            let rule = "(true) cannot go with add_generation_prompt: true";
+            return Err(ApiError::field("continue_final_message", rule));
+        }
+        let last_role = messages.last().map(|last| &last["role"]);
+        if continue_final_message && last_role.is_none_or(|role| role != "assistant") {
+            let rule = "(true) needs an assistant's message at the end";
+            return Err(ApiError::field("continue_final_message", rule));
+        }
+        Ok(Conversation {
+            messages,
+            add_generation_prompt,
+            continue_final_message,
+            // A template writes the special tokens itself.
+            add_special_tokens: fields.flag("add_special_tokens", false)?,
+            kwargs: read_template_kwargs(fields)?,
+        })
+    }
+
+    /// Renders and encodes; takes milliseconds for long prompts.
+    pub(crate) fn encode(&self, text: &TextModel) -> Result<Vec<u32>, ApiError> {
+        if !text.has_chat_template() {
+            let rule = "cannot be used: this model has no chat template; use /v1/completions";
+            return Err(ApiError::field("messages", rule));
+        }
+        let prompt = ChatPrompt {
+            messages: &self.messages,
+            tools: None,
+            add_generation_prompt: self.add_generation_prompt,
+            continue_final_message: self.continue_final_message,
+            kwargs: &self.kwargs,
+        };
+        let prompt = text
+            .render_chat(&prompt)
+            .map_err(|error| ApiError::field("messages", format!("cannot be rendered: {error}")))?;
+        text.encode(&prompt, self.add_special_tokens)
+            .map_err(|error| ApiError::field("messages", format!("cannot be encoded: {error}")))
+    }
+}

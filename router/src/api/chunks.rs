@@ -1,0 +1,347 @@
+//! Writing answers: the events of a stream and the body of a whole answer.
+//!
+//! This is the hot path of the server: one event per token. What stays the same over a stream is
+//! written once, an event is five appends to one buffer, and no JSON value is built.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+
+use crate::generate::{Finish, FinishKind, TokenEntry};
+use crate::text::TextModel;
+
+/// Log-probabilities below this are shown as this: JSON has no infinity.
+const LOWEST_LOGPROB: f32 = -9999.0;
+
+/// Which of the two shapes an answer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    Chat,
+    Completion,
+}
+
+/// What identifies an answer; the same in all of its events.
+#[derive(Debug)]
+pub(crate) struct Envelope {
+    pub(crate) shape: Shape,
+    pub(crate) id: String,
+    /// Seconds since 1970.
+    pub(crate) created: u64,
+    pub(crate) model: String,
+    pub(crate) fingerprint: String,
+}
+
+/// Tokens of a whole request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    pub(crate) prompt_tokens: usize,
+    pub(crate) completion_tokens: usize,
+    pub(crate) cached_tokens: usize,
+}
+
+impl Usage {
+    /// Counts the end of a choice. The choices of a prompt share it, so only the first one's
+    /// cached tokens are tokens that another request had left.
+    pub(crate) fn count(&mut self, choice: usize, num_choices: usize, finish: &Finish) {
+        self.completion_tokens += finish.num_tokens as usize;
+        if choice.is_multiple_of(num_choices) {
+            self.cached_tokens += finish.cached_tokens as usize;
+        }
+    }
+
+    fn write(&self, out: &mut BytesMut) {
+        let Usage { prompt_tokens, completion_tokens, cached_tokens } = self;
+        let total = prompt_tokens + completion_tokens;
+        put(
+            out,
+            format_args!(
+                "{{\"prompt_tokens\":{prompt_tokens},\"completion_tokens\":{completion_tokens},\
+                 \"total_tokens\":{total},\
+                 \"prompt_tokens_details\":{{\"cached_tokens\":{cached_tokens}}}}}"
+            ),
+        );
+    }
+}
+
+/// One choice of a whole answer.
+#[derive(Debug, Default)]
+pub(crate) struct WholeChoice {
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<TokenEntry>,
+    pub(crate) finish: Option<Finish>,
+}
+
+/// OpenAI's word for an end; `None` where it is an error.
+pub(crate) fn finish_reason(finish: &Finish) -> Option<&'static str> {
+    match finish.kind {
+        FinishKind::Stop => Some("stop"),
+        FinishKind::Length => Some("length"),
+        FinishKind::Failed(_) | FinishKind::Interrupted(_) => None,
+    }
+}
+
+/// Writes the events or the body of one answer.
+pub(crate) struct ChunkWriter {
+    shape: Shape,
+    text: Arc<TextModel>,
+    /// Whether log-probabilities are reported, and alternatives with them.
+    logprobs: bool,
+    top_logprobs: bool,
+    /// From the beginning of an event to its list of choices.
+    head: Vec<u8>,
+    /// From the end of a choice to the end of the event.
+    tail: &'static [u8],
+}
+
+impl ChunkWriter {
+    /// For the events of a stream. With `include_usage` every event mentions it.
+    pub(crate) fn for_stream(
+        envelope: &Envelope,
+        text: Arc<TextModel>,
+        include_usage: bool,
+    ) -> Self {
+        let object = match envelope.shape {
+            Shape::Chat => "chat.completion.chunk",
+            Shape::Completion => "text_completion",
+        };
+        let mut head = BytesMut::from("data: ");
+        write_envelope(&mut head, envelope, object);
+        ChunkWriter {
+            shape: envelope.shape,
+            text,
+            logprobs: false,
+            top_logprobs: false,
+            head: head.to_vec(),
+            tail: if include_usage { b"],\"usage\":null}\n\n" } else { b"]}\n\n" },
+        }
+    }
+
+    /// For a whole answer.
+    pub(crate) fn for_body(envelope: &Envelope, text: Arc<TextModel>) -> Self {
+        let object = match envelope.shape {
+            Shape::Chat => "chat.completion",
+            Shape::Completion => "text_completion",
+        };
+        let mut head = BytesMut::new();
+        write_envelope(&mut head, envelope, object);
+        let (shape, head) = (envelope.shape, head.to_vec());
+        ChunkWriter { shape, text, logprobs: false, top_logprobs: false, head, tail: b"}" }
+    }
+
+    /// Reports log-probabilities, with alternatives if `top`.
+    pub(crate) fn with_logprobs(mut self, top: bool) -> Self {
+        self.logprobs = true;
+        self.top_logprobs = top;
+        self
+    }
+
+    /// The event that begins a choice. Completions have none.
+    pub(crate) fn begin(&self, out: &mut BytesMut, choice: usize) {
+        if self.shape == Shape::Chat {
+            self.open(out, choice);
+            out.put_slice(b"\"delta\":{\"role\":\"assistant\",\"content\":\"\"}");
+            self.close(out, &[], None);
+        }
+    }
+
+    /// One piece of text, with the tokens that became visible with it.
+    pub(crate) fn piece(
+        &self,
+        out: &mut BytesMut,
+        choice: usize,
+        text: &str,
+        tokens: &[TokenEntry],
+    ) {
+        self.open(out, choice);
+        match self.shape {
+            Shape::Chat => {
+                out.put_slice(b"\"delta\":{\"content\":");
+                put_string(out, text);
+                out.put_u8(b'}');
+            }
+            Shape::Completion => {
+                out.put_slice(b"\"text\":");
+                put_string(out, text);
+            }
+        }
+        self.close(out, tokens, None);
+    }
+
+    /// The event that ends a choice.
+    pub(crate) fn end(&self, out: &mut BytesMut, choice: usize, reason: &'static str) {
+        self.open(out, choice);
+        out.put_slice(match self.shape {
+            Shape::Chat => b"\"delta\":{}",
+            Shape::Completion => b"\"text\":\"\"",
+        });
+        self.close(out, &[], Some(reason));
+    }
+
+    /// The event with the number of tokens.
+    pub(crate) fn usage(&self, out: &mut BytesMut, usage: &Usage) {
+        out.put_slice(&self.head);
+        out.put_slice(b"],\"usage\":");
+        usage.write(out);
+        out.put_slice(b"}\n\n");
+    }
+
+    /// A whole answer; every choice has ended without an error.
+    pub(crate) fn body(&self, out: &mut BytesMut, choices: &[WholeChoice], usage: &Usage) {
+        out.put_slice(&self.head);
+        for (index, choice) in choices.iter().enumerate() {
+            if index > 0 {
+                out.put_u8(b',');
+            }
+            put(out, format_args!("{{\"index\":{index},"));
+            match self.shape {
+                Shape::Chat => {
+                    out.put_slice(b"\"message\":{\"role\":\"assistant\",\"content\":");
+                    put_string(out, &choice.text);
+                    out.put_slice(b",\"refusal\":null}");
+                }
+                Shape::Completion => {
+                    out.put_slice(b"\"text\":");
+                    put_string(out, &choice.text);
+                }
+            }
+            let tokens = self.logprobs.then_some(&choice.tokens[..]);
+            self.close_choice(out, tokens, choice.finish.as_ref().and_then(finish_reason));
+        }
+        out.put_slice(b"],\"usage\":");
+        usage.write(out);
+        out.put_slice(self.tail);
+    }
+
+    fn open(&self, out: &mut BytesMut, choice: usize) {
+        out.put_slice(&self.head);
+        out.put_slice(b"{\"index\":");
+        put_number(out, choice);
+        out.put_u8(b',');
+    }
+
+    fn close(&self, out: &mut BytesMut, tokens: &[TokenEntry], reason: Option<&str>) {
+        let tokens = (self.logprobs && !tokens.is_empty()).then_some(tokens);
+        self.close_choice(out, tokens, reason);
+        out.put_slice(self.tail);
+    }
+
+    fn close_choice(
+        &self,
+        out: &mut BytesMut,
+        tokens: Option<&[TokenEntry]>,
+        reason: Option<&str>,
+    ) {
+        out.put_slice(b",\"logprobs\":");
+        match (tokens, self.shape) {
+            (None, _) => out.put_slice(b"null"),
+            (Some(tokens), Shape::Chat) => self.chat_logprobs(out, tokens),
+            (Some(tokens), Shape::Completion) => self.completion_logprobs(out, tokens),
+        }
+        match reason {
+            Some(reason) => put(out, format_args!(",\"finish_reason\":\"{reason}\"}}")),
+            None => out.put_slice(b",\"finish_reason\":null}"),
+        }
+    }
+
+    fn chat_logprobs(&self, out: &mut BytesMut, tokens: &[TokenEntry]) {
+        out.put_slice(b"{\"content\":");
+        put_list(out, tokens, |out, entry| {
+            self.chat_token(out, entry.token, entry.logprob);
+            out.put_slice(b",\"top_logprobs\":");
+            put_list(out, &entry.top, |out, (token, logprob)| {
+                self.chat_token(out, *token, *logprob);
+                out.put_u8(b'}');
+            });
+            out.put_u8(b'}');
+        });
+        out.put_slice(b",\"refusal\":null}");
+    }
+
+    /// `{"token":..,"logprob":..,"bytes":[..]`, still open.
+    fn chat_token(&self, out: &mut BytesMut, token: u32, logprob: f32) {
+        let (text, bytes) = self.text.token_text(token);
+        out.put_slice(b"{\"token\":");
+        put_string(out, &text);
+        out.put_slice(b",\"logprob\":");
+        put_logprob(out, logprob);
+        out.put_slice(b",\"bytes\":");
+        put_list(out, &bytes, |out, byte| put_number(out, usize::from(*byte)));
+    }
+
+    fn completion_logprobs(&self, out: &mut BytesMut, tokens: &[TokenEntry]) {
+        out.put_slice(b"{\"tokens\":");
+        put_list(out, tokens, |out, entry| put_string(out, &self.text.token_text(entry.token).0));
+        out.put_slice(b",\"token_logprobs\":");
+        put_list(out, tokens, |out, entry| put_logprob(out, entry.logprob));
+        out.put_slice(b",\"top_logprobs\":");
+        if self.top_logprobs {
+            put_list(out, tokens, |out, entry| self.top_of(out, entry));
+        } else {
+            out.put_slice(b"null");
+        }
+        out.put_slice(b",\"text_offset\":");
+        put_list(out, tokens, |out, entry| put_number(out, entry.text_offset));
+        out.put_u8(b'}');
+    }
+
+    /// The alternatives as an object, the sampled token always among them. Of two tokens that
+    /// look the same the likelier one stands.
+    fn top_of(&self, out: &mut BytesMut, entry: &TokenEntry) {
+        let mut names: Vec<String> = Vec::with_capacity(entry.top.len() + 1);
+        out.put_u8(b'{');
+        for (token, logprob) in entry.top.iter().chain([&(entry.token, entry.logprob)]) {
+            let (name, _) = self.text.token_text(*token);
+            if names.contains(&name) {
+                continue;
+            }
+            if !names.is_empty() {
+                out.put_u8(b',');
+            }
+            put_string(out, &name);
+            out.put_u8(b':');
+            put_logprob(out, *logprob);
+            names.push(name);
+        }
+        out.put_u8(b'}');
+    }
+}
+
+/// `{"id":..,"choices":[`
+fn write_envelope(out: &mut BytesMut, envelope: &Envelope, object: &str) {
+    out.put_slice(b"{\"id\":");
+    put_string(out, &envelope.id);
+    put(out, format_args!(",\"object\":\"{object}\",\"created\":{}", envelope.created));
+    out.put_slice(b",\"model\":");
+    put_string(out, &envelope.model);
+    out.put_slice(b",\"system_fingerprint\":");
+    put_string(out, &envelope.fingerprint);
+    out.put_slice(b",\"choices\":[");
+}
+
+fn put_list<T>(out: &mut BytesMut, items: &[T], put_one: impl Fn(&mut BytesMut, &T)) {
+    out.put_u8(b'[');
+    for (i, item) in items.iter().enumerate() {
+        if i > 0 {
+            out.put_u8(b',');
+        }
+        put_one(out, item);
+    }
+    out.put_u8(b']');
+}
+
+fn put_string(out: &mut BytesMut, text: &str) {
+    serde_json::to_writer(out.writer(), text).expect("a string can be written to memory");
+}
+
+fn put_logprob(out: &mut BytesMut, logprob: f32) {
+    let logprob = logprob.max(LOWEST_LOGPROB);
+    serde_json::to_writer(out.writer(), &logprob).expect("a number can be written to memory");
+}
+
+fn put_number(out: &mut BytesMut, number: usize) {
+    serde_json::to_writer(out.writer(), &number).expect("a number can be written to memory");
+}
+
+fn put(out: &mut BytesMut, text: std::fmt::Arguments<'_>) {
+    std::fmt::Write::write_fmt(out, text).expect("memory can be written to");
+}

@@ -1,0 +1,135 @@
+//! `POST /v1/completions`: what a request says, and how it becomes prompts.
+
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::fields::{Fields, must_be, shown, token_ids};
+use super::options::{Options, Rules};
+use crate::text::TextModel;
+
+/// A validated request.
+#[derive(Debug)]
+pub(crate) struct CompletionRequest {
+    pub(crate) options: Options,
+    pub(crate) prompts: Prompts,
+    /// Whether the prompt's text precedes the answer's.
+    pub(crate) echo: bool,
+}
+
+/// The prompts, still as they were sent.
+#[derive(Debug)]
+pub(crate) struct Prompts {
+    prompts: Vec<PromptText>,
+    add_special_tokens: bool,
+}
+
+#[derive(Debug)]
+enum PromptText {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+/// A prompt ready for the engine.
+pub(crate) struct EncodedPrompt {
+    pub(crate) tokens: Vec<u32>,
+    /// Its text, where the answer is to begin with it.
+    pub(crate) echo: String,
+}
+
+impl CompletionRequest {
+    /// Tokens generated where the request does not say; OpenAI's number.
+    pub(crate) const DEFAULT_MAX_TOKENS: u32 = 16;
+
+    pub(crate) fn read(body: &[u8], rules: &Rules<'_>) -> Result<CompletionRequest, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        let mut options = Options::read(&mut fields, rules)?;
+        let logprobs = fields.integer("logprobs", 0..=rules.limits.max_top_logprobs as i64)?;
+        options.sampling.logprobs = logprobs.is_some();
+        options.sampling.top_logprobs = logprobs.unwrap_or(0) as u32;
+        let echo = fields.flag("echo", false)?;
+        if echo && logprobs.is_some() {
+            return Err(ApiError::Unsupported {
+                field: "echo",
+                value: "true with logprobs".into(),
+            });
+        }
+        let prompts = Prompts::read(&mut fields, rules)?;
+        Ok(CompletionRequest { options, prompts, echo })
+    }
+}
+
+impl Prompts {
+    fn read(fields: &mut Fields, rules: &Rules<'_>) -> Result<Prompts, ApiError> {
+        let vocab_size = rules.vocab_size;
+        let prompts = match fields.value("prompt") {
+            None => return Err(ApiError::field("prompt", "must be given")),
+            Some(Value::String(text)) => vec![PromptText::Text(text)],
+            Some(Value::Array(items)) if items.first().is_some_and(Value::is_number) => {
+                vec![PromptText::Tokens(token_ids("prompt", &items, vocab_size)?)]
+            }
+            Some(Value::Array(items)) => {
+                let max = rules.limits.max_client_batch_size;
+                if items.is_empty() || items.len() > max {
+                    let rule = format!("must hold 1 to {max} prompts, not {}", items.len());
+                    return Err(ApiError::field("prompt", rule));
+                }
+                let read = |(i, item)| PromptText::read(i, item, vocab_size);
+                items.into_iter().enumerate().map(read).collect::<Result<_, _>>()?
+            }
+            Some(other) => {
+                return Err(must_be("prompt", "a string, token ids, or a list of these", &other));
+            }
+        };
+        Ok(Prompts { prompts, add_special_tokens: fields.flag("add_special_tokens", true)? })
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.prompts.len()
+    }
+
+    /// Encodes them; takes milliseconds for long prompts.
+    pub(crate) fn encode(
+        self,
+        text: &TextModel,
+        echo: bool,
+    ) -> Result<Vec<EncodedPrompt>, ApiError> {
+        let encode = |prompt| match prompt {
+            PromptText::Text(prompt) => {
+                let tokens = text.encode(&prompt, self.add_special_tokens);
+                let tokens = tokens.map_err(|error| {
+                    ApiError::field("prompt", format!("cannot be encoded: {error}"))
+                })?;
+                Ok(EncodedPrompt { tokens, echo: if echo { prompt } else { String::new() } })
+            }
+            PromptText::Tokens(tokens) => {
+                let echo = if echo { decode(text, &tokens) } else { String::new() };
+                Ok(EncodedPrompt { tokens, echo })
+            }
+        };
+        self.prompts.into_iter().map(encode).collect()
+    }
+}
+
+impl PromptText {
+    fn read(index: usize, item: Value, vocab_size: u32) -> Result<PromptText, ApiError> {
+        let at = format!("prompt[{index}]");
+        match item {
+            Value::String(text) => Ok(PromptText::Text(text)),
+            Value::Array(ids) => Ok(PromptText::Tokens(token_ids(&at, &ids, vocab_size)?)),
+            other => {
+                let rule =
+                    format!("must be a string or a list of token ids, not {}", shown(&other));
+                Err(ApiError::field(at, rule))
+            }
+        }
+    }
+}
+
+fn decode(text: &TextModel, tokens: &[u32]) -> String {
+    let mut decoder = text.decoder(true);
+    let mut decoded = String::new();
+    tokens.iter().for_each(|token| decoder.push(*token, &mut decoded));
+    decoder.finish(&mut decoded);
+    decoded
+}

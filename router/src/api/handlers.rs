@@ -1,0 +1,324 @@
+//! The two routes that generate: from a body to an answer.
+//!
+//! In this order, each step refusing as early as it can: content type, shutdown, body, readiness,
+//! the limit at the door, the fields, a place for every choice, encoding, context length.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use millstream_proto::WorkerInfo;
+use tracing::error;
+use uuid::Uuid;
+
+use super::App;
+use super::chat::ChatRequest;
+use super::chunks::{ChunkWriter, Envelope, Shape, Usage, WholeChoice, finish_reason};
+use super::completions::{CompletionRequest, EncodedPrompt};
+use super::drain::InFlight;
+use super::error::{ApiError, Overloaded};
+use super::fields::quoted;
+use super::options::Options;
+use super::stream::{EventStream, StreamPlan, failure};
+use super::unix_time;
+use crate::generate::{Generation, GenerationRequest, Places, Prompt};
+use crate::text::{PoolError, TextModel};
+
+/// Bytes beyond the limit that are read, and thrown away, before a body is refused.
+const MAX_DISCARDED: usize = 32 << 20;
+
+/// A request whose body has arrived, while the server can take it.
+struct Received {
+    body: Bytes,
+    info: Arc<WorkerInfo>,
+    in_flight: InFlight,
+}
+
+/// Where the prompts of a shape come from, and its defaults.
+struct Encoded {
+    shape: Shape,
+    /// The field that an error about the prompt names.
+    field: &'static str,
+    prompts: Vec<EncodedPrompt>,
+}
+
+pub(crate) async fn chat(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let received = app.receive(request).await?;
+    let ChatRequest { options, conversation } =
+        ChatRequest::read(&received.body, &app.rules(&received.info))?;
+    let places = app.admit(&options, 1)?;
+    let tokens = app.encode(move |text| conversation.encode(text)).await??;
+    let prompts = vec![EncodedPrompt { tokens, echo: String::new() }];
+    let encoded = Encoded { shape: Shape::Chat, field: "messages", prompts };
+    app.answer(received, options, places, encoded).await
+}
+
+pub(crate) async fn completions(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let received = app.receive(request).await?;
+    let CompletionRequest { options, prompts, echo } =
+        CompletionRequest::read(&received.body, &app.rules(&received.info))?;
+    let places = app.admit(&options, prompts.len())?;
+    let prompts = app.encode(move |text| prompts.encode(text, echo)).await??;
+    let encoded = Encoded { shape: Shape::Completion, field: "prompt", prompts };
+    app.answer(received, options, places, encoded).await
+}
+
+impl App {
+    async fn receive(&self, request: Request) -> Result<Received, ApiError> {
+        let kind = request.headers().get(header::CONTENT_TYPE);
+        check_content_type(kind)?;
+        let in_flight = self.drain.enter().ok_or(ApiError::Draining)?;
+        let body = self.read_body(request.into_body()).await?;
+        let state = self.generator.state();
+        let info = match state.info() {
+            Some(info) => info.clone(),
+            None => return Err(ApiError::Loading(self.why_not_ready().unwrap_or_default())),
+        };
+        // The exact check is `admit`; this one spares the reading of what cannot be admitted.
+        let (taken, limit) = self.generator.engine().load();
+        if taken >= limit {
+            return Err(Overloaded { limit }.into());
+        }
+        Ok(Received { body, info, in_flight })
+    }
+
+    async fn read_body(&self, body: Body) -> Result<Bytes, ApiError> {
+        let body = collect(body, self.limits.payload_limit);
+        match tokio::time::timeout(self.client_timeout, body).await {
+            Err(_) => Err(ApiError::BodyTimeout { seconds: self.client_timeout.as_secs() }),
+            Ok(body) => body,
+        }
+    }
+
+    fn admit(&self, options: &Options, num_prompts: usize) -> Result<Places, ApiError> {
+        let (count, limit) =
+            (options.num_choices as usize * num_prompts, self.limits.max_concurrent_requests);
+        if count > limit {
+            let rule = format!(
+                "({}) times the number of prompts ({num_prompts}) must not exceed {limit}",
+                options.num_choices
+            );
+            return Err(ApiError::field("n", rule));
+        }
+        Ok(self.generator.admit(count)?)
+    }
+
+    async fn encode<T: Send + 'static>(
+        &self,
+        task: impl FnOnce(&TextModel) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        self.encoders.run(task).await.map_err(|error| match error {
+            PoolError::Closed => ApiError::Draining,
+            PoolError::Panicked(message) => {
+                error!(message, "encoding panicked");
+                ApiError::Internal
+            }
+        })
+    }
+
+    /// Checks the lengths, starts the generation, and answers whole or as a stream.
+    async fn answer(
+        &self,
+        received: Received,
+        options: Options,
+        places: Places,
+        encoded: Encoded,
+    ) -> Result<Response, ApiError> {
+        let Received { info, in_flight, .. } = received;
+        let Encoded { shape, field, prompts } = encoded;
+        let mut echoes = Vec::new();
+        let mut usage = Usage::default();
+        let mut fitting = Vec::with_capacity(prompts.len());
+        for EncodedPrompt { tokens, echo } in prompts {
+            let max_tokens = self.fit(&info, &options, shape, field, tokens.len())?;
+            usage.prompt_tokens += tokens.len();
+            echoes.extend((0..options.num_choices).map(|_| echo.clone()));
+            let seed = options.seed.unwrap_or_else(random_seed);
+            fitting.push(Prompt { tokens: tokens.into(), max_tokens, seed });
+        }
+        let prefix = if shape == Shape::Chat { "chatcmpl" } else { "cmpl" };
+        let envelope = Envelope {
+            shape,
+            id: format!("{prefix}-{}", Uuid::new_v4().simple()),
+            created: unix_time(),
+            model: options.model.clone(),
+            fingerprint: fingerprint(&info),
+        };
+        let (stream, include_usage) = (options.stream, options.include_usage);
+        let num_choices = options.num_choices as usize;
+        let logprobs = options.sampling.logprobs.then_some(options.sampling.top_logprobs > 0);
+        let stop_token_ids = self.stop_token_ids(&info, &options);
+        let request = GenerationRequest {
+            prompts: fitting,
+            num_choices: options.num_choices,
+            sampling: options.sampling,
+            stop_token_ids,
+            stop: options.stop,
+            include_stop: options.include_stop,
+            skip_special_tokens: options.skip_special_tokens,
+            continues_prompt: shape == Shape::Completion,
+            cache_salt: options.cache_salt,
+            streamed: stream,
+        };
+        let generation = self.generator.submit(places, &request)?;
+        let writer = if stream {
+            ChunkWriter::for_stream(&envelope, self.text.clone(), include_usage)
+        } else {
+            ChunkWriter::for_body(&envelope, self.text.clone())
+        };
+        let writer = match logprobs {
+            Some(top) => writer.with_logprobs(top),
+            None => writer,
+        };
+        let keep_alive = self.keep_alive;
+        let plan = StreamPlan { writer, usage, include_usage, num_choices, echoes, keep_alive };
+        if stream {
+            return Ok(streamed(EventStream::new(generation, plan, in_flight)));
+        }
+        let response = whole(generation, plan).await;
+        drop(in_flight);
+        response
+    }
+
+    /// The tokens that may be generated after a prompt.
+    fn fit(
+        &self,
+        info: &WorkerInfo,
+        options: &Options,
+        shape: Shape,
+        field: &'static str,
+        num_prompt: usize,
+    ) -> Result<u32, ApiError> {
+        let context = self.max_model_len(info) as usize;
+        let max_input = self.limits.max_input_tokens.unwrap_or(usize::MAX);
+        let max_input = max_input.min(context.saturating_sub(1));
+        if num_prompt == 0 {
+            return Err(ApiError::field(field, "must have at least one token, and has none"));
+        }
+        if num_prompt > max_input {
+            let message = format!(
+                "{field} has {num_prompt} tokens, more than the {max_input} that a prompt may \
+                 have; this model's maximum context length is {context} tokens"
+            );
+            return Err(ApiError::ContextLength { param: field, message });
+        }
+        let available = (context - num_prompt) as u32;
+        let count = match options.max_tokens {
+            Some(asked) if asked.count > available => {
+                let message = format!(
+                    "{} ({}) exceeds the context left after the prompt ({available}); this \
+                     model's maximum context length is {context} tokens, and the prompt has \
+                     {num_prompt}",
+                    asked.field, asked.count
+                );
+                return Err(ApiError::ContextLength { param: asked.field, message });
+            }
+            Some(asked) => asked.count,
+            None if shape == Shape::Chat => available,
+            None => CompletionRequest::DEFAULT_MAX_TOKENS.min(available),
+        };
+        let min_tokens = options.sampling.min_tokens;
+        if min_tokens > count {
+            let rule = format!("({min_tokens}) exceeds the tokens to generate ({count})");
+            return Err(ApiError::field("min_tokens", rule));
+        }
+        Ok(count)
+    }
+
+    /// What ends a text without being shown.
+    fn stop_token_ids(&self, info: &WorkerInfo, options: &Options) -> Arc<[u32]> {
+        let mut ids = options.stop_token_ids.clone();
+        if !options.ignore_eos {
+            ids.extend_from_slice(&info.eos_token_ids);
+            ids.extend_from_slice(&self.text.generation_defaults().eos_token_ids);
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into()
+    }
+}
+
+/// The bytes of a body, at most `limit`.
+async fn collect(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    let mut kept = BytesMut::new();
+    let mut num_read = 0;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| ApiError::BodyLost)?.into_data() else { continue };
+        num_read += data.len();
+        if num_read <= limit {
+            kept.extend_from_slice(&data);
+        } else if num_read > limit.saturating_add(MAX_DISCARDED) {
+            break;
+        } else {
+            // A client that is cut off while it sends sees a broken connection, not our answer.
+            kept.clear();
+        }
+    }
+    if num_read > limit { Err(ApiError::BodyTooLarge { limit }) } else { Ok(kept.freeze()) }
+}
+
+fn check_content_type(kind: Option<&HeaderValue>) -> Result<(), ApiError> {
+    let Some(kind) = kind else { return Err(ApiError::ContentType("absent".into())) };
+    let kind = String::from_utf8_lossy(kind.as_bytes());
+    let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let is_json = essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"));
+    if is_json { Ok(()) } else { Err(ApiError::ContentType(quoted(&kind))) }
+}
+
+/// Shows which model and build answered, without showing where it lies.
+fn fingerprint(info: &WorkerInfo) -> String {
+    let digits = info.fingerprint.chars().filter(char::is_ascii_alphanumeric).take(10);
+    format!("fp_{}", digits.collect::<String>())
+}
+
+fn random_seed() -> u64 {
+    let (high, low) = Uuid::new_v4().as_u64_pair();
+    // Some bits of either half are fixed, and not the same ones after the rotation.
+    high ^ low.rotate_left(32)
+}
+
+fn streamed(events: EventStream) -> Response {
+    let mut response = Response::new(Body::new(events));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // Tells nginx to pass every event on at once.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+async fn whole(mut generation: Generation, plan: StreamPlan) -> Result<Response, ApiError> {
+    let StreamPlan { writer, mut usage, num_choices, echoes, .. } = plan;
+    let begin = |echo| WholeChoice { text: echo, ..WholeChoice::default() };
+    let mut choices: Vec<WholeChoice> = echoes.into_iter().map(begin).collect();
+    while let Some(news) = generation.next().await {
+        for (index, (choice, news)) in choices.iter_mut().zip(news).enumerate() {
+            choice.text.push_str(&news.text);
+            choice.tokens.append(&mut news.tokens);
+            let Some(finish) = news.finish.take() else { continue };
+            if finish_reason(&finish).is_none() {
+                return Err(failure(&finish));
+            }
+            usage.count(index, num_choices, &finish);
+            choice.finish = Some(finish);
+        }
+    }
+    let mut body = BytesMut::new();
+    writer.body(&mut body, &choices, &usage);
+    let mut response = Response::new(Body::from(body.freeze()));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}

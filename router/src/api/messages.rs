@@ -1,0 +1,167 @@
+//! The messages of a conversation, from OpenAI's form to the one that chat templates read.
+//!
+//! A template sees strings as contents and objects as arguments of tool calls, as Transformers
+//! would show them. What a template cannot see is refused by name.
+
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use super::fields::{Fields, must_be, quoted};
+
+const ROLES: &[&str] = &["system", "developer", "user", "assistant", "tool"];
+
+/// Keys that a template may read beside role, content and tool calls; all strings.
+const TEXT_KEYS: &[&str] = &["name", "tool_call_id", "reasoning_content", "reasoning"];
+
+/// Reads `messages`: at least one, each with a role and a content.
+pub(crate) fn read_messages(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
+    let messages = match fields.value("messages") {
+        None => return Err(ApiError::field("messages", "must be given")),
+        Some(Value::Array(messages)) if !messages.is_empty() => messages,
+        Some(Value::Array(_)) => {
+            return Err(ApiError::field("messages", "must hold at least one message"));
+        }
+        Some(other) => return Err(must_be("messages", "a list of messages", &other)),
+    };
+    let read = |(i, message)| read_message(&format!("messages[{i}]"), message);
+    messages.into_iter().enumerate().map(read).collect()
+}
+
+fn read_message(at: &str, message: Value) -> Result<Value, ApiError> {
+    let mut given = match message {
+        Value::Object(given) => given,
+        other => return Err(must_be(at, "an object", &other)),
+    };
+    let mut message = Map::new();
+    let role = match given.swap_remove("role") {
+        Some(Value::String(role)) if ROLES.contains(&role.as_str()) => role,
+        Some(other) => {
+            return Err(must_be(&format!("{at}.role"), &format!("one of {}", list(ROLES)), &other));
+        }
+        None => return Err(ApiError::field(format!("{at}.role"), "must be given")),
+    };
+    let tool_calls = given.swap_remove("tool_calls").filter(|calls| !calls.is_null());
+    let content = given.swap_remove("content").filter(|content| !content.is_null());
+    let content = match content {
+        Some(content) => read_content(&format!("{at}.content"), content)?,
+        // An answer may consist of tool calls alone.
+        None if role == "assistant" && tool_calls.is_some() => String::new(),
+        None => return Err(ApiError::field(format!("{at}.content"), "must be given")),
+    };
+    if let Some(call) = given.get("function_call").filter(|call| !call.is_null()) {
+        return Err(must_be(&format!("{at}.function_call"), "given as tool_calls", call));
+    }
+    message.insert("role".into(), Value::String(role));
+    message.insert("content".into(), Value::String(content));
+    for key in TEXT_KEYS {
+        match given.swap_remove(*key) {
+            None | Some(Value::Null) => {}
+            Some(Value::String(text)) => {
+                message.insert((*key).into(), Value::String(text));
+            }
+            Some(other) => return Err(must_be(&format!("{at}.{key}"), "a string", &other)),
+        }
+    }
+    if let Some(calls) = tool_calls {
+        let calls = read_tool_calls(&format!("{at}.tool_calls"), calls)?;
+        message.insert("tool_calls".into(), calls);
+    }
+    Ok(Value::Object(message))
+}
+
+/// A string, or the text of text parts one after the other.
+fn read_content(at: &str, content: Value) -> Result<String, ApiError> {
+    let parts = match content {
+        Value::String(text) => return Ok(text),
+        Value::Array(parts) => parts,
+        other => return Err(must_be(at, "a string or a list of parts", &other)),
+    };
+    let mut text = String::new();
+    for (i, part) in parts.iter().enumerate() {
+        let at = format!("{at}[{i}]");
+        match part.get("type").and_then(Value::as_str) {
+            Some("text") => match part.get("text") {
+                Some(Value::String(part)) => text.push_str(part),
+                Some(other) => return Err(must_be(&format!("{at}.text"), "a string", other)),
+                None => return Err(ApiError::field(format!("{at}.text"), "must be given")),
+            },
+            Some(other) => {
+                let rule = format!("is {}, and this model reads parts of type text", quoted(other));
+                return Err(ApiError::field(format!("{at}.type"), rule));
+            }
+            None => return Err(must_be(&at, "an object with a type", part)),
+        }
+    }
+    Ok(text)
+}
+
+fn read_tool_calls(at: &str, calls: Value) -> Result<Value, ApiError> {
+    let Value::Array(mut calls) = calls else {
+        return Err(must_be(at, "a list of tool calls", &calls));
+    };
+    for (i, call) in calls.iter_mut().enumerate() {
+        let at = format!("{at}[{i}].function");
+        let Some(function) = call.get_mut("function").and_then(Value::as_object_mut) else {
+            return Err(ApiError::field(at, "must be an object with a name and arguments"));
+        };
+        match function.get("name") {
+            Some(Value::String(_)) => {}
+            Some(other) => return Err(must_be(&format!("{at}.name"), "a string", other)),
+            None => return Err(ApiError::field(format!("{at}.name"), "must be given")),
+        }
+        let arguments = match function.get("arguments") {
+            None | Some(Value::Null) => Value::Object(Map::new()),
+            Some(Value::String(json)) if json.trim().is_empty() => Value::Object(Map::new()),
+            Some(Value::String(json)) => serde_json::from_str(json).unwrap_or(Value::Null),
+            Some(other) => other.clone(),
+        };
+        if !arguments.is_object() {
+            let given = function.get("arguments").unwrap_or(&Value::Null);
+            return Err(must_be(&format!("{at}.arguments"), "a JSON object as a string", given));
+        }
+        function.insert("arguments".into(), arguments);
+    }
+    Ok(Value::Array(calls))
+}
+
+fn list(names: &[&str]) -> String {
+    names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(messages: &[Value]) -> Result<Vec<Value>, ApiError> {
+        let body = json!({"messages": messages}).to_string();
+        read_messages(&mut Fields::parse(body.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn a_template_sees_strings_as_contents_and_objects_as_arguments() {
+        let call = |arguments: Value| json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}});
+        let cases = [
+            (json!({"role": "user", "content": "a"}), json!({"role": "user", "content": "a"})),
+            (
+                json!({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}),
+                json!({"role": "user", "content": "ab"}),
+            ),
+            (
+                json!({"role": "assistant", "content": null, "tool_calls": [call(json!("{\"x\": 1}"))]}),
+                json!({"role": "assistant", "content": "", "tool_calls": [call(json!({"x": 1}))]}),
+            ),
+            (
+                json!({"role": "assistant", "tool_calls": [call(json!(""))], "audio": null}),
+                json!({"role": "assistant", "content": "", "tool_calls": [call(json!({}))]}),
+            ),
+            (
+                json!({"role": "tool", "content": "4", "tool_call_id": "c", "name": null}),
+                json!({"role": "tool", "content": "4", "tool_call_id": "c"}),
+            ),
+        ];
+        for (given, expected) in cases {
+            assert_eq!(read(&[given]).unwrap(), [expected]);
+        }
+    }
+}

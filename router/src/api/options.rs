@@ -1,0 +1,332 @@
+//! The fields that chat and plain completions share: their ranges, their defaults, and what is
+//! refused because it would change the answer and is not there yet.
+//!
+//! A default is the request's, else the checkpoint's own recommendation, else OpenAI's.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::config::RequestLimits;
+use super::error::ApiError;
+use super::fields::{Fields, must_be, quoted, shown};
+use crate::engine::SamplingParams;
+use crate::text::GenerationDefaults;
+
+/// Above this, probabilities are as good as equal.
+const MAX_TEMPERATURE: f64 = 100.0;
+/// Below this a division overflows, and the largest logit wins anyway.
+const GREEDY_BELOW: f64 = 1e-5;
+/// Bytes of one stop string: as much text may be held back.
+const MAX_STOP_BYTES: usize = 1024;
+const MAX_STOP_TOKENS: usize = 128;
+const MAX_LOGIT_BIAS: usize = 1024;
+const MAX_SALT_BYTES: usize = 256;
+
+/// What the checks compare with.
+pub(crate) struct Rules<'a> {
+    pub(crate) limits: &'a RequestLimits,
+    /// The served name first, then its aliases.
+    pub(crate) names: &'a [String],
+    pub(crate) vocab_size: u32,
+    pub(crate) defaults: &'a GenerationDefaults,
+}
+
+/// What chat and plain completions have in common, validated.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// The accepted name that the client used.
+    pub(crate) model: String,
+    pub(crate) num_choices: u32,
+    pub(crate) stream: bool,
+    pub(crate) include_usage: bool,
+    pub(crate) max_tokens: Option<MaxTokens>,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) seed: Option<u64>,
+    pub(crate) stop: Vec<String>,
+    pub(crate) include_stop: bool,
+    pub(crate) stop_token_ids: Vec<u32>,
+    pub(crate) ignore_eos: bool,
+    pub(crate) skip_special_tokens: bool,
+    pub(crate) cache_salt: Option<Arc<str>>,
+}
+
+/// A limit of tokens and the field that it came from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MaxTokens {
+    pub(crate) field: &'static str,
+    pub(crate) count: u32,
+}
+
+impl Options {
+    /// Reads the shared fields. Whether log-probabilities are reported is the caller's to set.
+    pub(crate) fn read(fields: &mut Fields, rules: &Rules<'_>) -> Result<Options, ApiError> {
+        let model = read_model(fields, rules.names)?;
+        let max_choices = rules.limits.max_choices as i64;
+        let num_choices = fields.integer("n", 1..=max_choices)?.unwrap_or(1) as u32;
+        refuse_unsupported(fields, num_choices)?;
+        let (stream, include_usage) = read_stream(fields)?;
+        let max_tokens = read_max_tokens(fields)?;
+        let stop = read_stop(fields, rules.limits.max_stop_sequences)?;
+        let options = Options {
+            model,
+            num_choices,
+            stream,
+            include_usage,
+            max_tokens,
+            sampling: read_sampling(fields, rules)?,
+            seed: read_seed(fields)?,
+            stop,
+            include_stop: fields.flag("include_stop_str_in_output", false)?,
+            stop_token_ids: fields.token_ids(
+                "stop_token_ids",
+                MAX_STOP_TOKENS,
+                rules.vocab_size,
+            )?,
+            ignore_eos: fields.flag("ignore_eos", false)?,
+            skip_special_tokens: fields.flag("skip_special_tokens", true)?,
+            cache_salt: read_salt(fields)?,
+        };
+        if let Some(MaxTokens { field, count }) = options.max_tokens
+            && options.sampling.min_tokens > count
+        {
+            let min_tokens = options.sampling.min_tokens;
+            let rule = format!("({min_tokens}) must not exceed {field} ({count})");
+            return Err(ApiError::field("min_tokens", rule));
+        }
+        Ok(options)
+    }
+}
+
+fn read_model(fields: &mut Fields, names: &[String]) -> Result<String, ApiError> {
+    match fields.string("model")? {
+        None => Ok(names[0].clone()),
+        Some(asked) if names.contains(&asked) => Ok(asked),
+        Some(asked) => {
+            Err(ApiError::UnknownModel { asked: quoted(&asked), served: names[0].clone() })
+        }
+    }
+}
+
+fn read_stream(fields: &mut Fields) -> Result<(bool, bool), ApiError> {
+    let stream = fields.flag("stream", false)?;
+    let Some(options) = fields.object("stream_options")? else { return Ok((stream, false)) };
+    if !stream {
+        return Err(ApiError::field(
+            "stream_options",
+            "is only allowed together with stream: true",
+        ));
+    }
+    let flag = |name: &str| match options.get(name) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(other) => Err(must_be(&format!("stream_options.{name}"), "true or false", other)),
+    };
+    if flag("continuous_usage_stats")? {
+        let field = "stream_options.continuous_usage_stats";
+        return Err(ApiError::Unsupported { field, value: "true".into() });
+    }
+    Ok((stream, flag("include_usage")?))
+}
+
+fn read_max_tokens(fields: &mut Fields) -> Result<Option<MaxTokens>, ApiError> {
+    let mut read = |field| -> Result<_, ApiError> {
+        let count = fields.integer(field, 1..=i64::from(u32::MAX))?;
+        Ok(count.map(|count| MaxTokens { field, count: count as u32 }))
+    };
+    let old = read("max_tokens")?;
+    // The newer name wins where a client sends both.
+    Ok(read("max_completion_tokens")?.or(old))
+}
+
+fn read_seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
+    let Some(value) = fields.value("seed") else { return Ok(None) };
+    // Any 64 bits will do, with a sign or without.
+    let seed = value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64));
+    seed.map(Some).ok_or_else(|| must_be("seed", "an integer of 64 bits", &value))
+}
+
+fn read_stop(fields: &mut Fields, max: usize) -> Result<Vec<String>, ApiError> {
+    let value = match fields.value("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(stop)) => vec![Value::String(stop)],
+        Some(Value::Array(stops)) => stops,
+        Some(other) => return Err(must_be("stop", "a string or a list of strings", &other)),
+    };
+    if value.len() > max {
+        let rule = format!("must hold at most {max} strings, not {}", value.len());
+        return Err(ApiError::field("stop", rule));
+    }
+    let check = |(i, stop)| match stop {
+        Value::String(stop) if (1..=MAX_STOP_BYTES).contains(&stop.len()) => Ok(stop),
+        Value::String(stop) => {
+            let rule = format!("must have 1 to {MAX_STOP_BYTES} bytes, not {}", stop.len());
+            Err(ApiError::field(format!("stop[{i}]"), rule))
+        }
+        other => Err(must_be(&format!("stop[{i}]"), "a string", &other)),
+    };
+    value.into_iter().enumerate().map(check).collect()
+}
+
+fn read_salt(fields: &mut Fields) -> Result<Option<Arc<str>>, ApiError> {
+    match fields.string("cache_salt")? {
+        Some(salt) if !(1..=MAX_SALT_BYTES).contains(&salt.len()) => {
+            let rule = format!("must have 1 to {MAX_SALT_BYTES} bytes, not {}", salt.len());
+            Err(ApiError::field("cache_salt", rule))
+        }
+        salt => Ok(salt.map(Arc::from)),
+    }
+}
+
+fn read_sampling(fields: &mut Fields, rules: &Rules<'_>) -> Result<SamplingParams, ApiError> {
+    let defaults = rules.defaults;
+    let or = |given: Option<f64>, default: Option<f32>, neutral: f64| {
+        given.or(default.map(f64::from)).unwrap_or(neutral)
+    };
+    let temperature = fields.number("temperature", 0.0..=MAX_TEMPERATURE)?;
+    let temperature = or(temperature, defaults.temperature, 1.0);
+    let top_p = or(fields.number("top_p", 0.0..=1.0)?, defaults.top_p, 1.0);
+    let min_p = or(fields.number("min_p", 0.0..=1.0)?, defaults.min_p, 0.0);
+    // Both 0 and -1 are written for "all".
+    let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?.map(|k| k.max(0) as u32);
+    let top_k = top_k.or(defaults.top_k).unwrap_or(0);
+    let min_tokens = fields.integer("min_tokens", 0..=i64::from(u32::MAX))?.unwrap_or(0) as u32;
+    let (bias_token, bias) = read_logit_bias(fields, rules.vocab_size)?;
+    // A nucleus of nothing still holds the most likely token.
+    let greedy = temperature < GREEDY_BELOW || top_p <= 0.0;
+    Ok(SamplingParams {
+        temperature: if greedy { 0.0 } else { temperature as f32 },
+        top_k: if greedy || top_k >= rules.vocab_size { 0 } else { top_k },
+        top_p: if greedy { 1.0 } else { top_p as f32 },
+        min_p: if greedy { 0.0 } else { min_p as f32 },
+        bias_token,
+        bias,
+        logprobs: false,
+        top_logprobs: 0,
+        min_tokens,
+    })
+}
+
+fn read_logit_bias(fields: &mut Fields, vocab_size: u32) -> Result<(Vec<u32>, Vec<f32>), ApiError> {
+    let Some(bias) = fields.object("logit_bias")? else { return Ok((Vec::new(), Vec::new())) };
+    if bias.len() > MAX_LOGIT_BIAS {
+        let rule = format!("must hold at most {MAX_LOGIT_BIAS} tokens, not {}", bias.len());
+        return Err(ApiError::field("logit_bias", rule));
+    }
+    let entry = |(key, value): (&String, &Value)| {
+        let token = key.parse::<u32>().ok().filter(|token| *token < vocab_size);
+        let token = token.ok_or_else(|| {
+            let rule = format!("must map token ids below {vocab_size}, not {}", quoted(key));
+            ApiError::field("logit_bias", rule)
+        })?;
+        let bias = value.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
+        let bias = bias.ok_or_else(|| {
+            must_be(&format!("logit_bias.{token}"), "a number from -100 to 100", value)
+        })?;
+        Ok((token, bias as f32))
+    };
+    bias.iter().map(entry).collect()
+}
+
+/// Tells whether a value changes nothing.
+type IsNeutral = fn(&Value) -> bool;
+
+/// Fields that would change the answer, each with the values that change nothing.
+const UNSUPPORTED: &[(&str, IsNeutral)] = &[
+    ("functions", is_empty),
+    ("function_call", |value| *value == "none" || *value == "auto"),
+    ("response_format", |value| *value == json!({"type": "text"})),
+    ("structured_outputs", never),
+    ("guided_json", never),
+    ("guided_regex", never),
+    ("guided_choice", never),
+    ("guided_grammar", never),
+    ("grammar", never),
+    ("frequency_penalty", |value| is_number(value, 0.0)),
+    ("presence_penalty", |value| is_number(value, 0.0)),
+    ("repetition_penalty", |value| is_number(value, 1.0)),
+    ("length_penalty", |value| is_number(value, 1.0)),
+    ("no_repeat_ngram_size", |value| is_number(value, 0.0)),
+    ("typical_p", |value| is_number(value, 1.0)),
+    ("use_beam_search", is_false),
+    ("suffix", |value| *value == ""),
+    ("prompt_logprobs", is_false),
+    ("logits_processors", is_empty),
+    ("allowed_token_ids", never),
+    ("bad_words", is_empty),
+    ("truncate_prompt_tokens", never),
+    ("prompt_embeds", never),
+    ("thinking_token_budget", never),
+    ("return_token_ids", is_false),
+    ("return_tokens_as_token_ids", is_false),
+    ("return_full_text", is_false),
+    ("watermark", is_false),
+    ("adapter_id", never),
+    ("audio", never),
+    ("modalities", |value| *value == json!(["text"])),
+    ("web_search_options", never),
+    ("documents", is_empty),
+    ("chat_template", never),
+    ("tool_prompt", never),
+];
+
+fn never(_: &Value) -> bool {
+    false
+}
+
+fn is_false(value: &Value) -> bool {
+    *value == Value::Bool(false)
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty)
+}
+
+fn is_number(value: &Value, neutral: f64) -> bool {
+    value.as_f64() == Some(neutral)
+}
+
+fn refuse_unsupported(fields: &mut Fields, num_choices: u32) -> Result<(), ApiError> {
+    for (field, is_neutral) in UNSUPPORTED {
+        if let Some(value) = fields.value(field)
+            && !is_neutral(&value)
+        {
+            return Err(ApiError::Unsupported { field, value: shown(&value) });
+        }
+    }
+    // The best of as many as are returned is all of them.
+    if let Some(value) = fields.value("best_of")
+        && !is_number(&value, 1.0)
+        && !is_number(&value, f64::from(num_choices))
+    {
+        return Err(ApiError::Unsupported { field: "best_of", value: shown(&value) });
+    }
+    refuse_tools(fields)
+}
+
+/// Tools that may not be called change nothing: they are not shown to the model.
+fn refuse_tools(fields: &mut Fields) -> Result<(), ApiError> {
+    let tools = fields.value("tools").filter(|tools| !is_empty(tools));
+    if let Some(other) = tools.as_ref().filter(|tools| !tools.is_array()) {
+        return Err(must_be("tools", "a list of tools", other));
+    }
+    match (tools, fields.value("tool_choice")) {
+        (_, Some(choice)) if choice == "none" => Ok(()),
+        (Some(tools), _) => Err(ApiError::Unsupported { field: "tools", value: shown(&tools) }),
+        (None, None) => Ok(()),
+        (None, Some(choice)) if choice == "auto" => Ok(()),
+        (None, Some(choice)) => {
+            Err(ApiError::Unsupported { field: "tool_choice", value: shown(&choice) })
+        }
+    }
+}
+
+/// `chat_template_kwargs`, with what other fields add to them.
+pub(crate) fn read_template_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    let mut kwargs = fields.object("chat_template_kwargs")?.unwrap_or_default();
+    // Templates of models that know efforts read it under this name.
+    if let Some(effort) = fields.string("reasoning_effort")? {
+        kwargs.entry("reasoning_effort").or_insert(Value::String(effort));
+    }
+    Ok(kwargs)
+}

@@ -1,0 +1,241 @@
+//! Whole answers and streamed ones: their shapes, and that they say the same.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+/// What the scripted model answers: another text for every choice, in more than ASCII.
+fn text_of(sequence: &NewSequence) -> String {
+    format!(
+        "choice {} of {}: caf\u{e9} \"\u{20ac}\"\n\t\u{7f}\u{1f600}",
+        sequence.choice,
+        sequence.prompt.len()
+    )
+}
+
+async fn answering() -> Server {
+    start_answering(|_| (), text_of).await
+}
+
+fn chat(fields: Value) -> Value {
+    with(json!({"model": "demo", "messages": [{"role": "user", "content": "hi"}]}), fields)
+}
+
+fn completion(prompt: Value, fields: Value) -> Value {
+    let prompt = Value::from_iter([("prompt", prompt)]);
+    with(with(json!({"model": "demo", "max_tokens": 100}), prompt), fields)
+}
+
+/// Tokens of "user: hi\nassistant: ".
+const CHAT_TOKENS: usize = 20;
+
+#[tokio::test]
+async fn a_whole_chat_answer_has_openais_shape() {
+    let server = answering().await;
+    let answer = server.post(CHAT, &chat(json!({}))).await;
+    assert_eq!(answer.headers[CONTENT_TYPE], "application/json");
+    let mut answer = answer.json();
+    let id = answer["id"].take();
+    assert!(id.as_str().unwrap().starts_with("chatcmpl-"), "{id}");
+    assert!(answer["created"].take().as_u64().unwrap() > 1_700_000_000);
+    let text = format!("choice 0 of {CHAT_TOKENS}: caf\u{e9} \"\u{20ac}\"\n\t\u{7f}\u{1f600}");
+    let tokens = text.len() + 1;
+    assert_eq!(
+        answer,
+        json!({
+            "id": null, "object": "chat.completion", "created": null, "model": "demo",
+            "system_fingerprint": "fp_sha2560123",
+            "choices": [{
+                "index": 0,
+                "message": {"role": "assistant", "content": text, "refusal": null},
+                "logprobs": null,
+                "finish_reason": "stop",
+            }],
+            "usage": {
+                "prompt_tokens": CHAT_TOKENS, "completion_tokens": tokens,
+                "total_tokens": CHAT_TOKENS + tokens,
+                "prompt_tokens_details": {"cached_tokens": 2},
+            },
+        })
+    );
+}
+
+#[tokio::test]
+async fn a_whole_completion_has_openais_shape() {
+    let server = answering().await;
+    let body =
+        completion(json!(["ab", [97, 98, 99]]), json!({"n": 2, "max_tokens": 10, "echo": true}));
+    let mut answer = server.post(COMPLETIONS, &body).await.json();
+    assert!(answer["id"].take().as_str().unwrap().starts_with("cmpl-"));
+    answer["created"].take();
+    let choice = |index: usize, text: &str| json!({"index": index, "text": text, "logprobs": null, "finish_reason": "length"});
+    assert_eq!(
+        answer,
+        json!({
+            "id": null, "object": "text_completion", "created": null, "model": "demo",
+            "system_fingerprint": "fp_sha2560123",
+            "choices": [
+                choice(0, "abchoice 0 o"), choice(1, "abchoice 1 o"),
+                choice(2, "abcchoice 0 o"), choice(3, "abcchoice 1 o"),
+            ],
+            "usage": {
+                "prompt_tokens": 5, "completion_tokens": 40, "total_tokens": 45,
+                "prompt_tokens_details": {"cached_tokens": 4},
+            },
+        })
+    );
+}
+
+#[tokio::test]
+async fn a_chat_stream_is_role_then_content_then_end_then_usage() {
+    let server = answering().await;
+    for include_usage in [false, true] {
+        let fields = json!({"stream": true, "stream_options": {"include_usage": include_usage}, "max_tokens": 9});
+        let answer = server.post(CHAT, &chat(fields)).await;
+        assert_eq!(answer.headers[CONTENT_TYPE], "text/event-stream");
+        assert_eq!(answer.headers["cache-control"], "no-cache");
+        assert_eq!(answer.headers["x-accel-buffering"], "no");
+        let mut events = answer.events();
+        for event in &mut events {
+            assert_eq!(event["object"], "chat.completion.chunk");
+            assert_eq!(event["model"], "demo");
+            assert!(event["id"].as_str().unwrap().starts_with("chatcmpl-"));
+        }
+        let id = events[0]["id"].clone();
+        assert!(events.iter().all(|event| event["id"] == id));
+        if include_usage {
+            let usage = events.pop().unwrap();
+            assert_eq!(usage["choices"], json!([]));
+            assert_eq!(usage["usage"]["total_tokens"], CHAT_TOKENS + 9);
+            assert!(events.iter().all(|event| event.get("usage") == Some(&Value::Null)));
+        } else {
+            assert!(events.iter().all(|event| event.get("usage").is_none()));
+        }
+        let choice = |delta: Value, reason: Value| json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason}]);
+        let first = choice(json!({"role": "assistant", "content": ""}), Value::Null);
+        assert_eq!(events[0]["choices"], first);
+        assert_eq!(events.last().unwrap()["choices"], choice(json!({}), json!("length")));
+        let middle = &events[1..events.len() - 1];
+        let content =
+            |event: &Value| event["choices"][0]["delta"]["content"].as_str().unwrap().to_owned();
+        assert_eq!(middle.iter().map(content).collect::<String>(), "choice 0 ");
+        assert_eq!(middle.len(), 9, "one event per token");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_says_what_the_whole_answer_says() {
+    let server = answering().await;
+    let bodies = [
+        (CHAT, chat(json!({"n": 3}))),
+        (CHAT, chat(json!({"stop": ["caf", "\u{20ac}"]}))),
+        (CHAT, chat(json!({"stop": "caf\u{e9}", "include_stop_str_in_output": true}))),
+        (CHAT, chat(json!({"logprobs": true, "top_logprobs": 2}))),
+        (COMPLETIONS, completion(json!(["a", "bc"]), json!({"n": 2, "echo": true}))),
+        (COMPLETIONS, completion(json!("a"), json!({"logprobs": 2, "stop": "\""}))),
+    ];
+    for (path, mut body) in bodies {
+        let whole = server.post(path, &body).await.json();
+        body["stream"] = json!(true);
+        body["stream_options"] = json!({"include_usage": true});
+        let answer = server.post(path, &body).await;
+        let mut events = answer.events();
+        let usage = events.pop().unwrap()["usage"].clone();
+        assert_eq!(usage, whole["usage"], "{body}");
+        for choice in whole["choices"].as_array().unwrap() {
+            let parts: Vec<&Value> = events
+                .iter()
+                .map(|event| &event["choices"][0])
+                .filter(|part| part["index"] == choice["index"])
+                .collect();
+            let reason = &parts.last().unwrap()["finish_reason"];
+            assert_eq!(reason, &choice["finish_reason"], "{body}");
+            let text = |part: &&Value| {
+                let text = part["delta"].get("content").unwrap_or(&part["text"]);
+                text.as_str().unwrap_or_default().to_owned()
+            };
+            let whole_text =
+                if path == CHAT { &choice["message"]["content"] } else { &choice["text"] };
+            assert_eq!(&json!(parts.iter().map(text).collect::<String>()), whole_text, "{body}");
+            for list in ["content", "tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+                let Some(whole) = choice["logprobs"].get(list) else { continue };
+                let parts: Vec<&Value> = parts
+                    .iter()
+                    .filter_map(|part| part["logprobs"].get(list)?.as_array())
+                    .flatten()
+                    .collect();
+                assert_eq!(json!(parts), *whole, "{list} of {body}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn logprobs_have_openais_shapes() {
+    let server = start_answering(|_| (), |_| "a\u{e9}".into()).await;
+    let fields = json!({"logprobs": true, "top_logprobs": 1});
+    let answer = server.post(CHAT, &chat(fields)).await.json();
+    let entry = |token: &str, byte: u8| {
+        json!({
+            "token": token, "logprob": -0.5, "bytes": [byte],
+            "top_logprobs": [{"token": token, "logprob": -0.5, "bytes": [byte]}],
+        })
+    };
+    let half = "\u{fffd}";
+    assert_eq!(
+        answer["choices"][0]["logprobs"],
+        json!({"content": [entry("a", 97), entry(half, 0xc3), entry(half, 0xa9)], "refusal": null})
+    );
+    let answer =
+        server.post(COMPLETIONS, &completion(json!("p"), json!({"logprobs": 2}))).await.json();
+    assert_eq!(
+        answer["choices"][0]["logprobs"],
+        json!({
+            "tokens": ["a", half, half], "token_logprobs": [-0.5, -0.5, -0.5],
+            "top_logprobs": [{"a": -0.5, "b": -1.5}, {half: -0.5}, {half: -0.5}],
+            "text_offset": [0, 1, 1],
+        })
+    );
+    let answer =
+        server.post(COMPLETIONS, &completion(json!("p"), json!({"logprobs": 0}))).await.json();
+    assert_eq!(answer["choices"][0]["logprobs"]["top_logprobs"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_final_message_can_be_continued() {
+    let (server, mut engine) = start(|_| ()).await;
+    let messages =
+        json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "well"}]);
+    let body = json!({"messages": messages, "continue_final_message": true});
+    let request = server.send(post(CHAT, body.to_string()));
+    let answer = async {
+        let (id, sequence) = engine.added().await;
+        engine.say(id, "x", Some(crate::engine::FinishReason::Length));
+        sequence
+    };
+    let (_, sequence) = tokio::join!(request, answer);
+    let prompt: Vec<u8> = sequence.prompt.iter().map(|token| *token as u8).collect();
+    assert_eq!(String::from_utf8(prompt).unwrap(), "user: hi\nassistant: well");
+}
+
+#[tokio::test]
+async fn equal_prompts_of_a_request_without_a_seed_are_drawn_differently() {
+    let (server, mut engine) = start(|_| ()).await;
+    for (seed, prompts_differ) in [(Value::Null, true), (json!(5), false)] {
+        let body = completion(json!(["a", "a"]), json!({"n": 2, "seed": seed}));
+        let request = server.send(post(COMPLETIONS, body.to_string()));
+        let answer = async {
+            let mut drawn = Vec::new();
+            for _ in 0..4 {
+                let (id, sequence) = engine.added().await;
+                drawn.push((sequence.seed, sequence.choice));
+                engine.say(id, "", Some(crate::engine::FinishReason::Length));
+            }
+            drawn
+        };
+        let (_, drawn) = tokio::join!(request, answer);
+        assert_eq!(drawn[0].0, drawn[1].0);
+        assert_eq!(drawn.iter().map(|drawn| drawn.1).collect::<Vec<_>>(), [0, 1, 0, 1]);
+        assert_eq!(drawn[0].0 != drawn[2].0, prompts_differ);
+    }
+}
