@@ -1,0 +1,206 @@
+//! The operations of `millstream-kernels`, one line each: time, traffic and arithmetic.
+//!
+//! `cargo bench -p millstream-benches --bench kernels [-- FILTER]`
+//!
+//! The first line is the roofline: how fast this machine reads memory on all cores. An operation
+//! that reads each byte once cannot be faster than its bytes at that speed, unless they are still
+//! in a cache; GB/s counts the bytes that it must read and write. Linear is shown beside candle's
+//! f32 `matmul` (the `gemm` crate). Times are medians; nothing is asserted.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device, Tensor};
+use millstream_kernels::activation::{Activation, gated};
+use millstream_kernels::add::add;
+use millstream_kernels::embedding::embedding;
+use millstream_kernels::kv_cache;
+use millstream_kernels::linear::{LinearWeight, linear};
+use millstream_kernels::paged_attention::{AttentionParams, PagedBatch, paged_attention};
+use millstream_kernels::rms_norm::rms_norm;
+use millstream_kernels::rope::{RopeStyle, RopeTable, rope};
+
+type Result<T> = anyhow::Result<T>;
+
+/// How long each line is measured.
+const MEASURED: Duration = Duration::from_millis(400);
+
+fn main() -> Result<()> {
+    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with("--")).unwrap_or_default();
+    println!("{:<52} {:>12} {:>9} {:>9}", "operation", "ns", "GB/s", "GFLOP/s");
+    let bench = Bench { filter };
+    bench.roofline();
+    bench.linears()?;
+    bench.attentions()?;
+    bench.rows()
+}
+
+struct Bench {
+    filter: String,
+}
+
+impl Bench {
+    /// Measures `run`, which is given the number of its call, and prints a line.
+    fn line(&self, name: &str, (bytes, flops): (usize, usize), mut run: impl FnMut(usize)) {
+        if !name.contains(&self.filter) {
+            return;
+        }
+        let mut calls = 0;
+        let mut timed = || {
+            let start = Instant::now();
+            run(calls);
+            calls += 1;
+            start.elapsed()
+        };
+        timed();
+        let mut times = vec![timed()];
+        while times.iter().sum::<Duration>() < MEASURED {
+            times.push(timed());
+        }
+        times.sort();
+        let ns = times[times.len() / 2].as_nanos().max(1) as f64;
+        let (bandwidth, speed) = (bytes as f64 / ns, flops as f64 / ns);
+        println!("{name:<52} {ns:>12.0} {bandwidth:>9.2} {speed:>9.2}");
+    }
+
+    fn roofline(&self) {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let memory = vec![1u64; (256 << 20) / 8];
+        let part = memory.len().div_ceil(threads);
+        let name = format!("roofline: memory read on {threads} cores");
+        self.line(&name, (256 << 20, 0), |_| {
+            std::thread::scope(|scope| {
+                for part in memory.chunks(part) {
+                    scope.spawn(move || black_box(part.iter().fold(0, |a, b| a ^ b)));
+                }
+            });
+        });
+    }
+
+    fn linears(&self) -> Result<()> {
+        // The demo model's size, then those of a model of 0.6 and one of 8 billion parameters.
+        for [out_features, in_features] in [[256, 256], [1024, 1024], [3072, 1024], [4096, 4096]] {
+            for dtype in [DType::BF16, DType::F16, DType::F32] {
+                for tokens in [1, 4, 32, 512] {
+                    self.linear([tokens, out_features, in_features], dtype)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn linear(&self, [tokens, n, k]: [usize; 3], dtype: DType) -> Result<()> {
+        let name = format!("linear T={tokens} N={n} K={k} {dtype:?}");
+        let w = random(&[n, k])?.to_dtype(dtype)?;
+        let x = random(&[tokens, k])?;
+        let weight_bytes = n * k * dtype.size_in_bytes();
+        // Layers follow each other in a model: by the time a matrix comes again it has left the
+        // caches, unless the model is small.
+        let copies = if n * k > 1 << 17 { (128 << 20) / weight_bytes } else { 1 };
+        let packed: Vec<LinearWeight> = (0..copies.max(1))
+            .map(|_| Ok(LinearWeight::pack(&w.copy()?)?))
+            .collect::<Result<_>>()?;
+        let (bytes, flops) = (weight_bytes + 4 * tokens * (n + k), 2 * tokens * n * k);
+        self.line(&name, (bytes, flops), |call| {
+            black_box(linear(&x, &packed[call % packed.len()], None)).expect("linear");
+        });
+        if dtype == DType::F32 {
+            let copies: Vec<Tensor> =
+                (0..copies.max(1)).map(|_| Ok(w.copy()?.t()?)).collect::<Result<_>>()?;
+            self.line(&format!("  candle matmul, {name}"), (bytes, flops), |call| {
+                black_box(x.matmul(&copies[call % copies.len()])).expect("matmul");
+            });
+        }
+        Ok(())
+    }
+
+    fn attentions(&self) -> Result<()> {
+        for dtype in [DType::BF16, DType::F32] {
+            // [rows, new tokens of each, context of each]
+            for shape in [[1, 1, 1000], [32, 1, 1000], [1, 512, 512], [1, 512, 4096]] {
+                self.attention(shape, [16, 8, 128], dtype)?;
+            }
+        }
+        self.attention([1, 1, 200], [8, 4, 32], DType::BF16)?;
+        self.attention([32, 1, 200], [8, 4, 32], DType::BF16)
+    }
+
+    fn attention(&self, shape: [usize; 3], heads: [usize; 3], dtype: DType) -> Result<()> {
+        let ([rows, new, context], [heads, kv_heads, head_size]) = (shape, heads);
+        let name = format!(
+            "attention {rows} x {new} at {context}, H={heads} K={kv_heads} D={head_size} {dtype:?}"
+        );
+        let blocks = context.div_ceil(16);
+        let cache = random(&[rows * blocks, kv_heads, 16, head_size])?.to_dtype(dtype)?;
+        let (cache_k, cache_v) = (cache.copy()?, cache);
+        let q = random(&[rows * new, heads, head_size])?;
+        let cu_seqlens: Vec<u32> = (0..=rows).map(|row| (row * new) as u32).collect();
+        let tables: Vec<Vec<u32>> = (0..rows)
+            .map(|row| (0..blocks).map(|block| (block * rows + row) as u32).collect())
+            .collect();
+        let tables: Vec<&[u32]> = tables.iter().map(Vec::as_slice).collect();
+        let context_lens = vec![context as u32; rows];
+        let batch = PagedBatch {
+            cu_seqlens: &cu_seqlens,
+            context_lens: &context_lens,
+            block_tables: &tables,
+        };
+        let params = AttentionParams { scale: 0.1, window: None, softcap: None };
+        let read = 2 * rows * context * kv_heads * head_size * dtype.size_in_bytes();
+        let bytes = read + 8 * rows * new * heads * head_size;
+        let seen = new * (context - new) + new * (new + 1) / 2;
+        self.line(&name, (bytes, 4 * rows * seen * heads * head_size), |_| {
+            black_box(paged_attention(&q, &cache_k, &cache_v, &batch, &params)).expect("attention");
+        });
+        Ok(())
+    }
+
+    /// What is bound by memory: one read and one write.
+    fn rows(&self) -> Result<()> {
+        for tokens in [1, 32, 512] {
+            let positions: Vec<u32> = (0..tokens as u32).collect();
+            let x = random(&[tokens, 1024])?;
+            let weight = random(&[1024])?;
+            self.line(&format!("rms_norm T={tokens} hidden=1024"), (8 * 1024 * tokens, 0), |_| {
+                black_box(rms_norm(&x, &weight, 1e-6)).expect("rms_norm");
+            });
+            self.line(&format!("add T={tokens} hidden=1024"), (12 * 1024 * tokens, 0), |_| {
+                black_box(add(&x, &x)).expect("add");
+            });
+            let heads = random(&[tokens, 16, 128])?;
+            let inv_freq: Vec<f64> = (0..64).map(|i| 1e4f64.powf(-f64::from(i) / 64.0)).collect();
+            let table = RopeTable::new(&inv_freq, 1.0, tokens);
+            for style in [RopeStyle::Half, RopeStyle::Interleaved] {
+                let name = format!("rope T={tokens} H=16 D=128 {style:?}");
+                self.line(&name, (16 * 1024 * tokens, 0), |_| {
+                    black_box(rope(&heads, &table, style, &positions)).expect("rope");
+                });
+            }
+            let gate_up = random(&[tokens, 2 * 3072])?;
+            for act in [Activation::Silu, Activation::GeluTanh] {
+                let name = format!("gated T={tokens} I=3072 {act:?}");
+                self.line(&name, (12 * tokens * 3072, 0), |_| {
+                    black_box(gated(&gate_up, act)).expect("gated");
+                });
+            }
+            let table = random(&[4096, 1024])?.to_dtype(DType::BF16)?;
+            let ids: Vec<u32> = (0..tokens as u32).map(|t| t * 7919 % 4096).collect();
+            let name = format!("embedding T={tokens} hidden=1024 BF16");
+            self.line(&name, (6 * 1024 * tokens, 0), |_| {
+                black_box(embedding(&table, &ids)).expect("embedding");
+            });
+            let cache = random(&[64, 8, 16, 128])?.to_dtype(DType::BF16)?;
+            let (cache_k, cache_v) = (cache.copy()?, cache);
+            let k = random(&[tokens, 8, 128])?;
+            let name = format!("kv_cache::write T={tokens} K=8 D=128 BF16");
+            self.line(&name, (12 * 1024 * tokens, 0), |_| {
+                kv_cache::write(&cache_k, &cache_v, &k, &k, &positions).expect("write");
+            });
+        }
+        Ok(())
+    }
+}
+
+fn random(shape: &[usize]) -> Result<Tensor> {
+    Ok(Tensor::rand(-1f32, 1f32, shape, &Device::Cpu)?)
+}
