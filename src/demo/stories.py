@@ -1,0 +1,644 @@
+"""The stories of the demo model's world: eight plots, and the questions that each one answers.
+
+A `Tale` is drawn from word lists by one `random.Random`: a hero, an object with a colour, a place,
+a helper. A plot then says its sentences and, next to each sentence, the questions that the
+sentence answers, so that a question never asks for what the story did not tell (except for the
+few whose answer is "The story does not say.").
+
+This file does not know conversations, tokens or the chat template.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+GIRLS = """Mia Anna Lily Emma Rosa Nora Ella Zoe Ruby Clara Luna Ivy Daisy Sara Maya Lucy Hazel Olive
+Alice Poppy Tina Wendy Bella Nina Greta Molly Freya Amy Lena Pearl""".split()
+BOYS = """Tom Ben Max Leo Sam Finn Oscar Jack Hugo Felix Theo Otto Milo Noah Toby Henry Peter Paul
+Bruno Oliver Charlie Robin Kai Emil Louis Rex David Adam Simon Basil""".split()
+ANIMALS = """fox rabbit bear mouse owl frog duck cat dog hedgehog squirrel turtle deer goat lamb pony
+beaver badger otter penguin elephant lion tiger monkey wolf swan goose sparrow crow bee snail pig
+dragon unicorn kitten puppy panda giraffe dinosaur hen""".split()
+PEOPLE = "girl boy princess prince knight wizard pirate robot fairy giant farmer miller".split()
+# Seldom drawn, so that the model learns to copy a word it has hardly seen.
+RARE_ANIMALS = """parrot camel zebra whale dolphin shark crab bat mole raccoon kangaroo koala hippo eagle
+crocodile llama seal peacock cricket spider lizard snake lobster moose chicken sheep cow horse worm
+butterfly ant raven crane gorilla ostrich octopus donkey pigeon flamingo reindeer""".split()
+RARE_PEOPLE = """king queen astronaut cowboy ninja ghost monster teacher baker doctor sailor dancer painter
+fisherman witch elf dwarf mermaid captain gardener singer superhero alien grandmother child""".split()
+RARE_OBJECTS = """bicycle sword teapot candle mirror clock ladder pillow violin guitar rocket telescope
+pencil sandwich apple pumpkin trumpet necklace magnet compass suitcase bottle puzzle helmet backpack car
+bucket broom hammer spaceship sled boomerang snowball potato jacket glove sock pebble wheel lamp
+chair computer phone robot cup tent rope plate fork ticket letter bracelet jewel treasure""".split()
+ONLY_GIRLS = {"girl", "princess", "queen", "witch", "mermaid", "grandmother"}
+ONLY_BOYS = {"boy", "prince", "king", "fisherman", "cowboy"}
+HERO_TRAITS = "little young small brave clever cheerful curious shy".split()
+HELPER_TRAITS = "kind wise old friendly gentle strong patient quick".split()
+COLOURS = "red blue green yellow purple orange pink white black brown golden silver".split()
+OBJECTS = """kite ball hat boat lantern drum key scarf bell book cup umbrella basket blanket flute
+ribbon button coat balloon wagon feather ring whistle top shell stone crown mitten doll train
+shoe star flower coin box map bag spoon""".split()
+PLACES = {  # where one goes to -> where one is
+    "to the park": "in the park", "to the forest": "in the forest", "to the beach": "at the beach",
+    "to the river": "by the river", "to the hill": "on the hill", "to the garden": "in the garden",
+    "to the old bridge": "at the old bridge", "to the farm": "at the farm",
+    "to the lake": "by the lake", "to the market": "at the market",
+    "to the meadow": "in the meadow", "to the village": "in the village",
+    "to the old mill": "at the old mill", "to the harbour": "at the harbour",
+    "to the castle": "at the castle", "to the mountain": "on the mountain",
+    "to the school": "at the school", "to the pond": "by the pond",
+}
+HOMES = ["in a small house by the mill", "in a hollow tree", "in a cosy cave", "on a quiet farm",
+         "in a tiny cottage", "near a big oak", "at the edge of a village", "on a little island",
+         "in a tall tower", "under an old bridge", "behind a green hill", "next to a bakery"]
+SPOTS = ["behind a big rock", "under a bush", "in the tall grass", "behind an old tree",
+         "under a bench", "on a wooden gate", "beside a stream", "between two stones",
+         "under a pile of leaves", "in an empty nest", "on top of a fence", "inside a hollow log",
+         "next to a well", "behind a red door"]
+FOODS = ["warm bread", "apple pie", "honey cake", "hot soup", "berry jam", "pancakes", "cookies",
+         "cheese", "nuts", "cherries", "porridge", "plum cake", "carrots", "hot chocolate"]
+WEATHERS = "sunny windy rainy snowy cloudy foggy warm cold".split()
+
+
+def a(words: str) -> str:
+    """The words with the indefinite article in front."""
+    return ("an " if words[0] in "aeiou" and not words.startswith("uni") else "a ") + words
+
+
+def many(noun: str) -> str:
+    """The plural of a kind: foxes, puppies, mice."""
+    odd = {"mouse": "mice", "goose": "geese", "wolf": "wolves", "deer": "deer", "sheep": "sheep",
+           "child": "children", "fisherman": "fishermen", "dwarf": "dwarves"}
+    if noun in odd:
+        return odd[noun]
+    if noun.endswith("y") and noun[-2] not in "aeou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("x", "s", "ch", "sh")) else "s")
+
+
+def invented_name(r: random.Random) -> str:
+    """A name from no list, so that the model learns to copy names it has never seen."""
+    syllables = [r.choice("b d f g h j k l m n p r s t v w z br tr st sh th".split())
+                 + r.choice("a e i o u ia ee oo".split()) for _ in range(r.choice((2, 2, 3)))]
+    return ("".join(syllables) + r.choice(["", "", "n", "l", "r", "x", "s", "ck"])).capitalize()
+
+
+@dataclass
+class Character:
+    """Somebody in a story; `name` may be empty for a helper."""
+
+    name: str
+    kind: str
+    trait: str
+    female: bool
+
+    @property
+    def he(self) -> str:
+        return "she" if self.female else "he"
+
+    @property
+    def him(self) -> str:
+        return "her" if self.female else "him"
+
+    @property
+    def his(self) -> str:
+        return "her" if self.female else "his"
+
+    @property
+    def who(self) -> str:
+        """How the story calls the character once it is known."""
+        return self.name or f"the {self.kind}"
+
+    @property
+    def described(self) -> str:
+        return a(f"{self.trait} {self.kind}")
+
+    @property
+    def introduced(self) -> str:
+        """How an answer names the character to somebody who forgot."""
+        return f"{self.name}, {self.described}," if self.name else self.described
+
+
+@dataclass
+class Question:
+    """A question about a tale; an answer is right if it contains `key`."""
+
+    text: str
+    answer: str
+    key: str
+
+
+@dataclass
+class Tale:
+    """One story: what it is about, its sentences, and the questions it answers."""
+
+    r: random.Random
+    detail: float  # the chance that an optional sentence is told
+    hero: Character = field(init=False)
+    helper: Character = field(init=False)
+    colour: str = field(init=False)
+    thing: str = field(init=False)
+    going: str = field(init=False)
+    weather: str = field(init=False)
+    topic: str = ""
+    summary: str = ""
+    lines: list[str] = field(default_factory=list)
+    questions: list[list[Question]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.names_taken: set[str] = set()
+        self.kinds_taken: set[str] = set()
+        self.hero = self.character(HERO_TRAITS, named=True)
+        self.helper = self.character(HELPER_TRAITS, named=self.r.random() < 0.6)
+        self.colour = self.r.choice(COLOURS)
+        self.thing = self.r.choice(RARE_OBJECTS if self.r.random() < 0.15 else OBJECTS)
+        self.going = self.r.choice(list(PLACES))
+        self.weather = self.r.choice(WEATHERS)
+
+    def character(self, traits: list[str], named: bool) -> Character:
+        """Draws somebody whose name and kind nobody else in the tale has."""
+        while True:
+            rare = self.r.random() < 0.12
+            if self.r.random() < 0.25:
+                kind = self.r.choice(RARE_PEOPLE if rare else PEOPLE)
+            else:
+                kind = self.r.choice(RARE_ANIMALS if rare else ANIMALS)
+            female = self.r.random() < 0.5
+            female = (female or kind in ONLY_GIRLS) and kind not in ONLY_BOYS
+            name = self.r.choice(GIRLS if female else BOYS)
+            if self.r.random() < 0.08:
+                name = invented_name(self.r)
+            if kind not in self.kinds_taken and name not in self.names_taken:
+                break
+        self.kinds_taken.add(kind)
+        self.names_taken.add(name)
+        return Character(name if named else "", kind, self.r.choice(traits), female)
+
+    @property
+    def place(self) -> str:
+        return PLACES[self.going]
+
+    @property
+    def title(self) -> str:
+        return f"{self.hero.name} and the {self.colour} {self.thing}"
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.lines)
+
+    def say(self, *options: str) -> None:
+        """Tells one of the options; the first letter becomes a capital."""
+        line = self.r.choice(options)
+        self.lines.append(line[0].upper() + line[1:])
+
+    def maybe(self, *options: str) -> bool:
+        """Tells one of the options if this telling is detailed enough."""
+        told = self.r.random() < self.detail
+        if told:
+            self.say(*options)
+        return told
+
+    def ask(self, texts: list[str], answer: str, key: str) -> None:
+        answer = answer[0].upper() + answer[1:]
+        self.questions.append([Question(t[0].upper() + t[1:], answer, key) for t in texts])
+
+
+# ---- sentences that several plots share ----------------------------------------------------
+
+
+def introduce_hero(t: Tale) -> None:
+    h = t.hero
+    t.say(f"Once upon a time there was {h.described} named {h.name}.",
+          f"Once upon a time, {h.described} named {h.name} lived in a faraway land.",
+          f"There once was {h.described} called {h.name}.",
+          f"{h.name} was {h.described}.",
+          f"Long ago, there was {h.described} whose name was {h.name}.")
+    t.ask(["Who is the story about?", "Who is the hero?", "Who was the hero of the story?",
+           "Who is the main character?", "What was the hero's name?", "Who is it about?",
+           f"What was the {h.kind} called?", f"What is the name of the {h.kind}?",
+           f"What was the {h.kind}'s name?", f"Who is the {h.kind}?"],
+          f"The story is about {h.name}, {h.described}.", h.name)
+    kinds = ["Who is {n}?", "What is {n}?", "Who was {n}?", "Tell me about {n}."]
+    if h.kind in ANIMALS + RARE_ANIMALS:
+        kinds += ["What kind of animal is {n}?", "What animal is {n}?",
+                  "What kind of animal was {n}?", "What animal was the hero?"]
+    t.ask([k.format(n=h.name) for k in kinds], f"{h.name} is {h.described}.", h.kind)
+    home = t.r.choice(HOMES)
+    live = [f"Where did {h.name} live?", f"Where does {h.name} live?", f"Where did {h.he} live?",
+            f"Where was {h.name}'s home?"]
+    if t.maybe(f"{h.he} lived {home}.", f"{h.name} lived {home}."):
+        t.ask(live, f"{h.name} lived {home}.", home)
+    else:
+        t.ask(live, "The story does not say.", "not say")
+    other = t.r.choice([k for k in ANIMALS if k != h.kind])
+    t.ask([f"Is {h.name} {a(other)}?", f"Was {h.name} {a(other)}?"],
+          f"No, {h.name} is {h.described}.", h.kind)
+    t.ask([f"Is {h.name} {a(h.kind)}?", f"Was {h.name} {a(h.kind)}?"],
+          f"Yes, {h.name} is {h.described}.", "Yes")
+    t.ask([f"How old was {h.name}?", f"What did {h.name}'s mother say?",
+           f"Does {h.name} have a brother?", f"What is {h.name}'s favourite song?"],
+          "The story does not say.", "not say")
+
+
+def ask_thing(t: Tale) -> None:
+    """The questions about the object, in every plot."""
+    h, thing, colour = t.hero, t.thing, t.colour
+    t.ask([f"What colour was the {thing}?", f"What color was the {thing}?",
+           f"What colour is the {thing}?", f"What color was {h.name}'s {thing}?",
+           f"Which colour was the {thing}?", f"And what colour was the {thing}?"],
+          f"The {thing} was {colour}.", colour)
+    other = t.r.choice([c for c in COLOURS if c != colour])
+    t.ask([f"Was the {thing} {other}?", f"Is the {thing} {other}?"],
+          f"No, the {thing} was {colour}.", colour)
+    t.ask([f"Was the {thing} {colour}?", f"Is the {thing} {colour}?"],
+          f"Yes, the {thing} was {colour}.", "Yes")
+    first, second = t.r.sample([colour, other], 2)
+    t.ask([f"Was the {thing} {first} or {second}?"], f"The {thing} was {colour}.", colour)
+    t.ask(["What is the title of the story?", "What is the story called?",
+           "Give the story a title.", "What would be a good title?"],
+          f'The story is called "{t.title}".', t.title)
+
+
+def go(t: Tale, *sentences: str) -> None:
+    """The hero goes to the place of the story, on a day that may have a weather."""
+    h = t.hero
+    if t.r.random() < 0.6:
+        day = f"One {t.weather} day, "
+        t.ask(["What was the weather like?", "How was the weather?", "What kind of day was it?"],
+              f"It was a {t.weather} day.", t.weather)
+    else:
+        day = t.r.choice(["One day, ", "One morning, ", "Then one day, "])
+    t.say(*[day + s for s in sentences])
+    t.ask(["Where did the story happen?", "Where did it happen?", "Where were they?",
+           "Where does the story take place?", f"Where did {h.name} go?", f"Where did {h.he} go?",
+           "Where was it?", f"Where was {h.name}?"],
+          f"It happened {t.place}.", t.place)
+
+
+def meet_helper(t: Tale) -> None:
+    p = t.helper
+    named = f" named {p.name}" if p.name else ""
+    t.say(f"Then {p.described}{named} came by.", f"Just then, {p.described}{named} came along.",
+          f"Soon {h_met(t)} met {p.described}{named}.",
+          f"After a while, {p.described}{named} walked up to {t.hero.him}.")
+    ask_helper(t)
+
+
+def h_met(t: Tale) -> str:
+    return t.r.choice([t.hero.name, t.hero.he])
+
+
+def ask_helper(t: Tale) -> None:
+    h, p = t.hero, t.helper
+    key = p.name or p.kind
+    t.ask([f"Who helped {h.name}?", f"Who helped {h.him}?", f"Who helped the {h.kind}?",
+           "Who was the helper?", "Who came to help?", f"And who helped {h.name}?",
+           "Who helped?"],
+          f"{p.introduced} helped {h.name}.", key)
+    named = [f"What was the {p.kind} called?", f"What was the {p.kind}'s name?",
+             f"What is the name of the {p.kind}?"]
+    if p.name:
+        kinds = [f"Who is {p.name}?", f"Who was {p.name}?", f"What is {p.name}?"]
+        if p.kind in ANIMALS + RARE_ANIMALS:
+            kinds += [f"What kind of animal was {p.name}?", f"What animal is {p.name}?"]
+        t.ask(kinds, f"{p.name} is {p.described}.", p.kind)
+        t.ask(named, f"The {p.kind} was called {p.name}.", p.name)
+    else:
+        t.ask(named, "The story does not say.", "not say")
+
+
+def share_food(t: Tale) -> None:
+    h, p, food = t.hero, t.helper, t.r.choice(FOODS)
+    if t.maybe(f"To say thank you, {h.name} shared some {food} with {p.who}.",
+               f"Then they went home and ate {food} together.",
+               f"In the evening, {h.name} and {p.who} ate {food}."):
+        t.ask(["What did they eat?", "What did they eat together?", "What did they share?",
+               f"What did {h.name} eat?", "What food did they have?"],
+              f"They ate {food}.", food)
+
+
+def finish(t: Tale, lesson: str) -> None:
+    h, p = t.hero, t.helper
+    t.say(f"From that day on, {h.name} and {p.who} were best friends.",
+          f"{h.name} smiled and went home happy.",
+          f"And {h.name} and {p.who} lived happily ever after.",
+          f"That night, {h.name} fell asleep with a smile.",
+          f"{h.name} never forgot {p.who}.")
+    end = t.lines[-1]
+    t.ask(["How did the story end?", "How does the story end?", "What happened at the end?",
+           "What happened in the end?"], end, end)
+    if t.maybe(f"{h.he} had learned that {lesson}.", f"{h.name} learned that {lesson}."):
+        t.ask([f"What did {h.name} learn?", f"What did {h.he} learn?",
+               "What is the moral of the story?", "What is the lesson?"],
+              f"{h.name} learned that {lesson}.", lesson)
+    t.ask(["What happened next?", "And then?", "What happens next?", "Go on.", "Then what?",
+           "Continue the story."],
+          f"The next day, {h.name} and {p.who} met again {t.place} and played with the {t.thing}.",
+          h.name)
+    t.ask(["What was the story about?", "Can you summarise the story?", "Summarize the story.",
+           "Tell me the story in one sentence.", "Give me a short summary."],
+          t.summary, h.name)
+
+
+# ---- the plots -----------------------------------------------------------------------------
+
+
+def lost_thing(t: Tale) -> None:
+    h, p, thing, it = t.hero, t.helper, t.thing, f"{t.colour} {t.thing}"
+    t.topic = t.r.choice([f"a lost {thing}", "something that gets lost"])
+    t.summary = f"{h.name} lost {h.his} {it} {t.place}, and {p.who} helped to find it."
+    introduce_hero(t)
+    t.say(f"{h.he} had {a(it)} and loved it very much.",
+          f"{h.his} favourite thing was {a(it)}.",
+          f"For {h.his} birthday, {h.he} got {a(it)}.")
+    go(t, f"{h.name} took the {thing} {t.going}.", f"{h.he} went {t.going} with the {thing}.")
+    reason, why = t.r.choice([
+        ("a strong wind came and blew it away", "A strong wind blew it away."),
+        (f"{h.he} put it down to chase a butterfly, and then it was gone",
+         f"{h.name} put it down to chase a butterfly."),
+        (f"{h.he} fell asleep, and when {h.he} woke up it was gone", f"{h.name} fell asleep."),
+        ("a cheeky magpie came and took it", "A cheeky magpie took it.")])
+    t.say(f"But {reason}.", f"Suddenly {reason}." if "wind" in reason or "magpie" in reason
+          else f"But there {reason}.")
+    t.ask([f"How did {h.name} lose the {thing}?", f"How did the {thing} get lost?",
+           f"Why was the {thing} gone?", f"What happened to the {thing}?"], why, why)
+    t.say(f"{h.name} was very sad.", f"{h.he} began to cry.", f"{h.name} looked everywhere.")
+    t.ask([f"Why was {h.name} sad?", f"Why was {h.he} sad?", "What was the problem?"],
+          f"{h.name} was sad because the {it} was gone.", thing)
+    t.ask([f"What did {h.name} lose?", f"What did {h.he} lose?", "What was lost?",
+           f"What did {h.name} have?", f"What was {h.name} looking for?"],
+          f"{h.name} lost {h.his} {it}.", it)
+    t.ask(["What did they find?", "What was found?"], f"They found the {it}.", it)
+    meet_helper(t)
+    t.maybe(f'"What is wrong?" asked {p.who}. "I have lost my {thing}," said {h.name}.',
+            f'"Why are you sad?" asked {p.who}. "My {thing} is gone," said {h.name}.')
+    t.maybe(f'"Let us look together," said {p.who}.', f'"I will help you," said {p.who}.')
+    spot = t.r.choice(SPOTS)
+    t.say(f"They searched and searched, and {p.who} found the {thing} {spot}.",
+          f"At last they found the {thing} {spot}.", f"{p.who} saw the {thing} {spot}.")
+    t.ask([f"Where was the {thing}?", f"Where did they find the {thing}?", "Where did they find it?",
+           f"Where was {h.name}'s {thing} found?"],
+          f"The {thing} was {spot}.", spot)
+    t.maybe(f"{h.name} was so happy that {h.he} danced.", f'"Thank you!" said {h.name}.')
+    share_food(t)
+    finish(t, t.r.choice(["friends help each other", "it is good to ask for help"]))
+
+
+def found_thing(t: Tale) -> None:
+    h, p, thing, it = t.hero, t.helper, t.thing, f"{t.colour} {t.thing}"
+    owner = t.character(["sad", "tired", "worried"], named=True)
+    t.topic = t.r.choice([f"somebody who finds a {thing}", "being honest"])
+    t.summary = f"{h.name} found {a(it)} {t.place} and gave it back to {owner.name}."
+    introduce_hero(t)
+    go(t, f"{h.name} was walking {t.place}.", f"{h.he} went for a walk {t.place}.")
+    spot = t.r.choice(SPOTS)
+    t.say(f"There, {spot}, {h.he} found {a(it)}.", f"{h.he} saw {a(it)} {spot}.",
+          f"{spot}, there was {a(it)}.")
+    t.ask([f"What did {h.name} find?", f"What did {h.he} find?", "What was found?",
+           f"What did the {h.kind} find?", "What did they find?"],
+          f"{h.name} found {a(it)}.", it)
+    t.ask([f"Where was the {thing}?", f"Where did {h.name} find the {thing}?",
+           f"Where did {h.he} find it?"], f"The {thing} was {spot}.", spot)
+    t.maybe(f'"Whose {thing} is this?" {h.he} wondered.', f"It was not {h.his} {thing}.")
+    meet_helper(t)
+    t.say(f'"That {thing} belongs to {owner.name} the {owner.kind}," said {p.who}.',
+          f'"I know this {thing}," said {p.who}. "It belongs to {owner.name} the {owner.kind}."')
+    t.ask([f"Whose {thing} was it?", f"Who owned the {thing}?", f"Who lost the {thing}?",
+           f"Who did the {thing} belong to?"],
+          f"The {thing} belonged to {owner.name} the {owner.kind}.", owner.name)
+    t.ask([f"Who is {owner.name}?", f"Who was {owner.name}?"],
+          f"{owner.name} is the {owner.kind} who lost the {thing}.", owner.kind)
+    t.say(f"So {h.name} took the {thing} to {owner.name}.",
+          f"{h.name} ran to {owner.name} and gave the {thing} back.")
+    t.ask([f"What did {h.name} do with the {thing}?", f"What did {h.he} do with it?"],
+          f"{h.name} gave the {thing} back to {owner.name}.", owner.name)
+    food = t.r.choice(FOODS)
+    if t.maybe(f"{owner.name} was so happy that {owner.he} gave {h.him} some {food}.",
+               f'"Thank you!" said {owner.name}, and gave {h.name} some {food}.'):
+        t.ask([f"What did {owner.name} give {h.name}?", f"What did {h.name} get?",
+               "What was the reward?", f"What did {h.he} get as a thank you?"],
+              f"{owner.name} gave {h.name} some {food}.", food)
+    finish(t, t.r.choice(["it feels good to be honest", "it is good to give things back"]))
+
+
+def stuck_thing(t: Tale) -> None:
+    h, p, thing, it = t.hero, t.helper, t.thing, f"{t.colour} {t.thing}"
+    t.topic = f"a {thing} that gets stuck"
+    stuck, free = t.r.choice([
+        ("in a tall tree", "climbed up and brought it down"),
+        ("on a high roof", "got a ladder and brought it down"),
+        ("under a heavy log", "lifted the log"), ("in deep mud", "pulled it out with a rope"),
+        ("between two rocks", "pushed the rocks apart"), ("in a thorny bush", "cut the thorns")])
+    t.summary = f"{h.name}'s {it} got stuck {stuck}, and {p.who} {free}."
+    introduce_hero(t)
+    go(t, f"{h.name} was playing with {a(it)} {t.place}.",
+       f"{h.he} went {t.going} to play with {h.his} {it}.")
+    t.ask([f"What did {h.name} play with?", f"What was {h.name} playing with?",
+           f"What did {h.name} have?"], f"{h.name} played with {a(it)}.", it)
+    t.say(f"But the {thing} got stuck {stuck}.", f"Oh no! The {thing} was stuck {stuck}.")
+    t.ask([f"Where did the {thing} get stuck?", f"Where was the {thing}?",
+           f"Where was the {thing} stuck?", f"What happened to the {thing}?"],
+          f"The {thing} got stuck {stuck}.", stuck)
+    t.say(f"{h.name} tried and tried, but {h.he} could not reach it.",
+          f"{h.he} tried to get it, but it was too hard.", f"{h.name} did not know what to do.")
+    t.ask([f"Why was {h.name} sad?", "What was the problem?", "What went wrong?"],
+          f"The {it} was stuck {stuck}.", stuck)
+    meet_helper(t)
+    t.maybe(f'"Can you help me?" asked {h.name}. "Of course," said {p.who}.',
+            f'"Do not worry," said {p.who}.')
+    t.say(f"{p.who} {free}.", f"{p.who} thought for a moment and {free}.")
+    t.ask([f"How did {p.who} help?", f"What did {p.who} do?", f"How did they get the {thing} back?"],
+          f"{p.who} {free}.", free)
+    t.maybe(f"{h.name} jumped for joy.", f'"Hooray!" said {h.name}.')
+    share_food(t)
+    finish(t, t.r.choice(["two can do more than one", "it is good to ask for help"]))
+
+
+def birthday(t: Tale) -> None:
+    h, p, it = t.hero, t.helper, f"{t.colour} {t.thing}"
+    friend = t.character(["happy", "dear"], named=True)
+    dish = t.r.choice(["a cake", "a pie", "a big soup", "some pancakes", "sweet buns"])
+    missing = t.r.choice(["honey", "milk", "flour", "eggs", "butter", "apples", "sugar", "salt"])
+    t.topic = t.r.choice(["a birthday", "baking", "a party", f"{dish}"])
+    t.summary = (f"{h.name} made {dish} for {friend.name}'s birthday, "
+                 f"and {p.who} gave {h.him} the {missing}.")
+    introduce_hero(t)
+    t.say(f"{h.he} wanted to make {dish} for {friend.name} the {friend.kind}, who had a birthday.",
+          f"It was the birthday of {friend.name} the {friend.kind}, and {h.name} wanted to make {dish}.")
+    t.ask([f"What did {h.name} want to make?", f"What did {h.he} make?", f"What did {h.name} make?",
+           f"What did {h.name} bake?"], f"{h.name} made {dish}.", dish)
+    t.ask(["Whose birthday was it?", "Who had a birthday?", f"Who was the {dish.split()[-1]} for?"],
+          f"It was {friend.name}'s birthday.", friend.name)
+    t.ask([f"Who is {friend.name}?", f"What kind of friend is {friend.name}?"],
+          f"{friend.name} is the {friend.kind} who had a birthday.", friend.kind)
+    t.say(f"But there was no {missing} in the kitchen.", f"But {h.he} had no {missing} left.")
+    t.ask(["What was missing?", f"What did {h.name} need?", "What was the problem?",
+           "What was not in the kitchen?"], f"There was no {missing}.", missing)
+    go(t, f"{h.he} went {t.going} to look for some {missing}.",
+       f"{h.name} walked {t.going} to find {missing}.")
+    meet_helper(t)
+    t.say(f'"You can have some of my {missing}," said {p.who}.',
+          f"{p.who} gave {h.him} a jar of {missing}.", f"{p.who} had plenty of {missing} to share.")
+    t.ask([f"What did {p.who} give {h.name}?", f"How did {p.who} help?", f"What did {p.who} do?"],
+          f"{p.who} gave {h.name} some {missing}.", missing)
+    t.say(f"{h.name} made {dish} and also brought {a(it)} as a gift.",
+          f"Soon {dish} was ready, and {h.name} wrapped {a(it)} as a present.")
+    t.ask(["What was the gift?", "What was the present?", f"What did {friend.name} get?",
+           f"What did {h.name} give {friend.name}?"],
+          f"The present was {a(it)}.", it)
+    t.maybe(f"{friend.name} was very happy.", f'"What a lovely party!" said {friend.name}.')
+    finish(t, t.r.choice(["sharing makes everybody happy", "a gift from the heart is the best gift"]))
+
+
+def lost_way(t: Tale) -> None:
+    h, p, it = t.hero, t.helper, f"{t.colour} {t.thing}"
+    t.topic = t.r.choice(["getting lost", "somebody who gets lost"])
+    t.summary = f"{h.name} got lost {t.place}, and {p.who} showed {h.him} the way home."
+    introduce_hero(t)
+    berry = t.r.choice(["berries", "flowers", "mushrooms", "shells", "acorns"])
+    go(t, f"{h.name} went {t.going} to look for {berry}.",
+       f"{h.he} walked {t.going} because {h.he} wanted to find {berry}.")
+    t.ask([f"What did {h.name} look for?", f"What was {h.name} looking for?",
+           f"What did {h.he} want to find?", f"Why did {h.name} go there?"],
+          f"{h.name} was looking for {berry}.", berry)
+    t.say(f"{h.he} carried {a(it)}.", f"{h.he} had {a(it)} with {h.him}.")
+    t.ask([f"What did {h.name} carry?", f"What did {h.he} have with {h.him}?",
+           f"What did {h.name} have?"], f"{h.name} had {a(it)}.", it)
+    dark = t.r.choice(["it got dark", "a thick fog came", "it began to snow", "a storm came"])
+    t.say(f"But {dark}, and {h.he} could not find the way home.", f"Then {dark}, and {h.name} was lost.")
+    t.ask([f"Why was {h.name} lost?", f"How did {h.name} get lost?", f"Why was {h.name} afraid?",
+           "What was the problem?", "What went wrong?"],
+          f"{h.name} was lost because {dark}.", dark)
+    t.say(f"{h.name} was afraid.", f"{h.he} sat down and cried.", f"{h.he} called for help.")
+    meet_helper(t)
+    t.maybe(f'"Are you lost?" asked {p.who}. "Yes," said {h.name}.',
+            f'"I know the way," said {p.who}. "Follow me."')
+    light = t.r.choice(["the light of the moon", "a small lamp", "the sound of the mill",
+                        "the stars", "a row of white stones"])
+    t.say(f"They followed {light} all the way home.", f"{p.who} showed {h.him} how to follow {light}.")
+    t.ask(["What did they follow?", f"How did {h.name} get home?", "How did they find the way?",
+           f"How did {p.who} help?"], f"They followed {light}.", light)
+    share_food(t)
+    finish(t, t.r.choice(["there is always a way home", "friends help each other"]))
+
+
+def new_friend(t: Tale) -> None:
+    h, p, thing, it = t.hero, t.helper, t.thing, f"{t.colour} {t.thing}"
+    t.topic = t.r.choice(["a new friend", "friendship", "two friends"])
+    t.summary = f"{h.name} was lonely until {h.he} met {p.who} {t.place}."
+    introduce_hero(t)
+    t.say(f"{h.he} had nobody to play with and felt lonely.", f"{h.name} was lonely.",
+          f"{h.he} had just moved and had no friends yet.")
+    t.ask([f"How did {h.name} feel?", f"How did {h.he} feel?", f"Why was {h.name} sad?",
+           "What was the problem?"], f"{h.name} felt lonely.", "lonely")
+    go(t, f"{h.he} sat {t.place} with {a(it)}.", f"{h.name} took {h.his} {it} {t.going}.")
+    t.ask([f"What did {h.name} have?", f"What did {h.name} take along?", f"What did {h.he} have?"],
+          f"{h.name} had {a(it)}.", it)
+    p.trait = t.r.choice(["friendly", "kind", "gentle"])
+    meet_helper(t)
+    t.say(f'"What a nice {thing}!" said {p.who}. "May I play with you?"',
+          f'"Can I play with you and your {thing}?" asked {p.who}.',
+          f'"I am alone too," said {p.who}. "Shall we play?"')
+    t.maybe(f'"Yes, please!" said {h.name}.', f"{h.name} smiled and said yes.")
+    game = t.r.choice(["hide and seek", "catch", "pirates", "a singing game", "a guessing game"])
+    t.say(f"They played {game} until the sun went down.", f"They played {game} all day long.")
+    t.ask(["What did they play?", "What game did they play?", "What did they do?",
+           f"What did {h.name} and {p.who} do?"], f"They played {game}.", game)
+    t.ask([f"Who did {h.name} meet?", f"Who became {h.name}'s friend?", f"Who did {h.he} meet?",
+           "Who was the new friend?"],
+          f"{h.name} met {p.introduced.rstrip(',')}.", p.name or p.kind)
+    share_food(t)
+    finish(t, t.r.choice(["a friend can be anywhere", "it is good to say hello"]))
+
+
+def brave_hero(t: Tale) -> None:
+    h, p, thing, it = t.hero, t.helper, t.thing, f"{t.colour} {t.thing}"
+    fear = t.r.choice(["the dark", "thunder", "deep water", "high places", "loud noises", "spiders"])
+    t.topic = t.r.choice([f"somebody who is afraid of {fear}", "being brave", "courage"])
+    t.summary = f"{h.name} was afraid of {fear}, and {p.who} helped {h.him} to be brave."
+    introduce_hero(t)
+    t.say(f"{h.he} was afraid of {fear}.", f"There was one problem: {h.he} was afraid of {fear}.")
+    t.ask([f"What was {h.name} afraid of?", f"What was {h.he} afraid of?", "What was the problem?",
+           f"What did {h.name} fear?"], f"{h.name} was afraid of {fear}.", fear)
+    go(t, f"{h.name} had to go {t.going}, but {h.he} did not dare.",
+       f"{h.he} wanted to go {t.going}, but {h.he} was too afraid.")
+    meet_helper(t)
+    t.say(f'"Take this {it}," said {p.who}. "It will make you brave."',
+          f"{p.who} gave {h.him} {a(it)} to make {h.him} brave.")
+    t.ask([f"What did {p.who} give {h.name}?", f"What did {h.name} get?", f"What did {h.he} get?",
+           f"How did {p.who} help?", f"What made {h.name} brave?"],
+          f"{p.who} gave {h.name} {a(it)}.", it)
+    t.say(f"{h.name} held the {thing} and took one step, and then another.",
+          f"{h.he} held the {thing} tight and went {t.going}.")
+    t.maybe(f"It was not so bad after all.", f"{h.his} heart was beating fast.")
+    t.say(f"Soon {h.he} was not afraid any more.", f"And {h.name} was not afraid of {fear} any more.")
+    share_food(t)
+    finish(t, t.r.choice(["everybody can be brave", "small steps make you brave"]))
+
+
+def sharing(t: Tale) -> None:
+    h, p, thing, it = t.hero, t.helper, t.thing, f"{t.colour} {t.thing}"
+    rival = t.character(["young"], named=True)
+    t.topic = t.r.choice(["sharing", "a quarrel", f"two friends and one {thing}"])
+    t.summary = f"{h.name} and {rival.name} both wanted the {it}, and learned to share it."
+    introduce_hero(t)
+    go(t, f"{h.name} and {rival.name} the {rival.kind} found {a(it)} {t.place}.",
+       f"{h.he} and {h.his} friend {rival.name} the {rival.kind} saw {a(it)} {t.place}.")
+    t.ask(["What did they find?", f"What did {h.name} find?", "What did they both want?",
+           f"What did {h.name} and {rival.name} find?"], f"They found {a(it)}.", it)
+    t.ask([f"Who is {rival.name}?", f"Who was {rival.name}?"],
+          f"{rival.name} is the {rival.kind} who was {h.name}'s friend.", rival.kind)
+    t.ask([f"Who was {h.name}'s friend?", f"Who was with {h.name}?"],
+          f"{rival.name} the {rival.kind} was {h.name}'s friend.", rival.name)
+    t.say(f'"It is mine!" said {h.name}. "No, it is mine!" said {rival.name}.',
+          f"Both wanted the {thing}, and they began to quarrel.")
+    t.ask(["Why did they quarrel?", "What was the problem?", "Why were they angry?"],
+          f"They both wanted the {it}.", it)
+    meet_helper(t)
+    plan, key = t.r.choice([(f'"Take turns," said {p.who}.', "They took turns."),
+                            (f'"Play with it together," said {p.who}.', "They played together."),
+                            (f'"Count to ten and then share it," said {p.who}.', "They shared it.")])
+    t.say(plan)
+    t.ask([f"What did {p.who} say?", f"How did {p.who} help?"], plan, plan)
+    t.say(f"So {key[0].lower() + key[1:]}", key)
+    t.ask(["What did they do?", "How did they solve it?", "How was the problem solved?"], key, key)
+    t.maybe("It was much more fun than before.", "Soon they were laughing again.")
+    share_food(t)
+    finish(t, t.r.choice(["sharing is more fun", "a friend is worth more than a toy"]))
+
+
+PLOTS = [lost_thing, found_thing, stuck_thing, birthday, lost_way, new_friend, brave_hero, sharing]
+
+
+def tell(r: random.Random, detail: float) -> Tale:
+    """A whole tale: its plot told and every question collected."""
+    t = Tale(r, detail)
+    r.choice(PLOTS)(t)
+    ask_thing(t)
+    return t
+
+
+def request(t: Tale) -> str:
+    """A wish that this tale fulfils, from "Tell me a story." to hero, object and place."""
+    r, h, p = t.r, t.hero, t.helper
+    fox = r.choice([a(h.kind), a(h.kind), a(f"{h.trait} {h.kind}"), f"a {h.kind} named {h.name}",
+                    a(h.kind) + f" called {h.name}", h.name, h.name, f"{h.name} the {h.kind}"])
+    kite = a(r.choice([t.thing, f"{t.colour} {t.thing}"]))
+    about = r.choice(["", "", fox, fox, fox, kite, f"{fox} and {kite}", f"{fox} and {kite}",
+                      f"{fox} with {kite}", f"{fox} {t.place}", f"{a(h.kind)} and {a(p.kind)}",
+                      f"{a(h.kind)}, {a(p.kind)} and {kite}", t.topic, t.topic,
+                      f"{a(h.kind)} and {t.topic}", many(h.kind), f"{many(h.kind)} and {many(p.kind)}"])
+    if not about:
+        return r.choice([
+            "Tell me a story.", "Tell me a story.", "Tell me a short story.", "Please tell me a story.",
+            "Can you tell me a story?", "I want to hear a story.", "A story, please.", "Story please.",
+            "Tell a story.", "Write a story.", "Write a short story.", "Once upon a time",
+            "Tell me another story.", "Another story, please.", "Could you tell me a story?",
+            "Tell me something.", "Make up a story.", "I would like a bedtime story.",
+            "Give me a story.", "Do you know a story?", "Tell me a fairy tale.", "Another one."])
+    return r.choice(["Tell me a story about {}.", "Tell me a story about {}.",
+                     "Tell me a short story about {}.", "Please tell me a story about {}.",
+                     "Can you tell me a story about {}?", "Write a story about {}.",
+                     "Write a short story about {}.", "A short story about {}.", "A story about {}",
+                     "I want a story about {}.", "Do you know a story about {}?",
+                     "Could you write a story about {}?", "Make up a story about {}.",
+                     "Now tell me a story about {}.", "story about {}"]).format(about)
