@@ -1,0 +1,172 @@
+//! Flags that say which model is run and how: `serve` hands them on to the worker that it starts.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::values::bytes;
+
+/// Flags of `millstream worker`.
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    /// Unix socket to listen on, a path; it is created, and one router at a time connects to it.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) listen: PathBuf,
+
+    /// End, and remove the socket and its directory, as soon as standard input is closed: `serve`
+    /// holds the other end, so the worker never outlives it. Default: off.
+    #[arg(long)]
+    pub(crate) follow_stdin: bool,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// Which model is run, and how.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelArgs {
+    /// Directory of the model, in Hugging Face layout (config.json, *.safetensors, tokenizer.json).
+    /// Default: the demo model that is part of this executable.
+    #[arg(long, env = "MODEL_ID", value_name = "DIR")]
+    pub(crate) model_id: Option<String>,
+
+    /// Precision of the weights and of the KV cache. Default: as the checkpoint stores them.
+    #[arg(long, env = "DTYPE", value_name = "DTYPE")]
+    pub(crate) dtype: Option<Dtype>,
+
+    /// Where the weights come from: `auto` reads them from the model's directory, `dummy` fills
+    /// them with seeded random numbers, to measure speed without a download.
+    #[arg(long, env = "LOAD_FORMAT", default_value = "auto", value_name = "FORMAT")]
+    pub(crate) load_format: LoadFormat,
+
+    /// What computes: `auto` takes the best device that this build knows, `cpu` the processor.
+    #[arg(long, env = "DEVICE", default_value = "auto", value_name = "DEVICE", value_parser = device)]
+    pub(crate) device: Device,
+
+    /// Memory for keys and values, in bytes or with a unit (512MiB, 8GB): more memory lets more and
+    /// longer sequences run at once. Default: taken from the memory that is free after loading.
+    #[arg(long, env = "KV_CACHE_MEMORY", value_name = "BYTES", value_parser = bytes)]
+    pub(crate) kv_cache_memory: Option<u64>,
+
+    /// Sequences that run at once, at most; others wait. Higher is more throughput and slower
+    /// single streams.
+    #[arg(long, env = "MAX_BATCH_SIZE", default_value_t = 256, value_name = "SEQUENCES",
+          value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) max_batch_size: u32,
+
+    /// Tokens that one step computes at most: long prompts are cut into chunks of this size, so
+    /// lower means smoother streams, higher a sooner first token. Default: timed at start, so that
+    /// a full step takes at most 100 ms.
+    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", value_name = "TOKENS",
+          value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub(crate) max_batch_prefill_tokens: Option<u32>,
+
+    /// Longest sequence, prompt and output together, in tokens. Default: what the model and the KV
+    /// cache allow.
+    #[arg(long, env = "MAX_TOTAL_TOKENS", value_name = "TOKENS",
+          value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
+    pub(crate) max_total_tokens: Option<u32>,
+
+    /// Serve the mock model instead, for benchmarks of the router and for tests: `key=value` pairs,
+    /// separated by commas.
+    #[arg(long, hide = true, value_name = "SETTINGS", num_args = 0..=1, require_equals = true,
+          default_missing_value = "", conflicts_with = "model_id")]
+    pub(crate) mock: Option<String>,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Logs")]
+pub(crate) struct LogArgs {
+    /// Least severe messages that are logged to standard error: error, warn, info, debug or trace;
+    /// also per module, as in `info,millstream_router=debug`.
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    pub(crate) log_level: String,
+
+    /// Log as JSON, one object per line, and leave out the greeting. Default: off.
+    #[arg(long, env = "JSON_OUTPUT", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) json_output: bool,
+}
+
+/// Precision of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dtype {
+    /// 32 bits.
+    #[value(alias = "float32")]
+    F32,
+    /// 16 bits, IEEE half.
+    #[value(alias = "float16")]
+    F16,
+    /// 16 bits with the range of f32.
+    #[value(alias = "bfloat16")]
+    Bf16,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LoadFormat {
+    /// From the model's directory.
+    Auto,
+    /// Random, from a seed.
+    Dummy,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// The best device that this build knows.
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    match text {
+        "auto" => Ok(Device::Auto),
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => Err("this build has no CUDA worker; use auto or cpu".into()),
+        _ => Err("expected auto or cpu".into()),
+    }
+}
+
+fn value_name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+impl ModelArgs {
+    /// The flags that make a worker parse equal arguments.
+    pub(crate) fn command_line(&self) -> Vec<OsString> {
+        let mut words = vec![
+            format!("--load-format={}", value_name(&self.load_format)),
+            format!("--max-batch-size={}", self.max_batch_size),
+            match self.device {
+                Device::Auto => "--device=auto".to_owned(),
+                Device::Cpu => "--device=cpu".to_owned(),
+            },
+        ];
+        words.extend(self.model_id.as_ref().map(|id| format!("--model-id={id}")));
+        words.extend(self.dtype.as_ref().map(|dtype| format!("--dtype={}", value_name(dtype))));
+        words.extend(self.kv_cache_memory.map(|bytes| format!("--kv-cache-memory={bytes}")));
+        let tokens = self.max_batch_prefill_tokens;
+        words.extend(tokens.map(|tokens| format!("--max-batch-prefill-tokens={tokens}")));
+        words.extend(self.max_total_tokens.map(|tokens| format!("--max-total-tokens={tokens}")));
+        words.extend(self.mock.as_ref().map(|settings| format!("--mock={settings}")));
+        words.into_iter().map(OsString::from).collect()
+    }
+}
+
+impl LogArgs {
+    /// The flags that make a worker log as its parent does.
+    pub(crate) fn command_line(&self) -> Vec<OsString> {
+        let mut words = vec![format!("--log-level={}", self.log_level)];
+        if self.json_output {
+            words.push("--json-output".into());
+        }
+        words.into_iter().map(OsString::from).collect()
+    }
+}

@@ -1,0 +1,192 @@
+//! `millstream serve`: the port, the worker, the router, and who ends whom.
+//!
+//! The port is bound before anything else, so a taken one costs nothing. The worker loads its
+//! weights while the tokenizer is loaded here. Whichever of router and worker cannot go on ends
+//! the other.
+
+use std::fs::Permissions;
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use anyhow::Context;
+use millstream_backends::ModelSource;
+use millstream_proto::WorkerInfo;
+use millstream_router::text::TextModel;
+use millstream_router::{EngineConfig, RequestLimits, RouterConfig, WorkerLink};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use crate::args::{LoadFormat, ModelArgs, ServeArgs, listen_address};
+use crate::banner::Banner;
+use crate::launcher::{self, KillSwitch, RestartPolicy, WorkerCommand};
+use crate::{demo, logging, model, signals};
+
+/// Serves until a signal asks for the end, or nothing can be served.
+pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
+    logging::init(&args.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let served = runtime.block_on(serve(args));
+    // What still computes, an encoding for example, has nobody left to compute for.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    let shutdown = signals::shutdown_requested()?;
+    let listener = bind(&args).await?;
+    let address = listener.local_addr()?;
+    let source = match args.model.mock {
+        Some(_) => None,
+        None => Some(model::source(&args.model)?),
+    };
+
+    // Only this user may enter it; it is removed with everything in it.
+    let directory = tempfile::Builder::new()
+        .prefix("millstream-")
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir()
+        .context("cannot create a directory for the worker's socket")?;
+    let command = worker_command(&args, directory.path().join("worker.sock"))?;
+    let kill = KillSwitch::default();
+    let link = WorkerLink {
+        socket: command.socket.clone(),
+        kill: Arc::new({
+            let kill = kill.clone();
+            move || kill.kill()
+        }),
+    };
+    let (stop_worker, worker_stopped) = oneshot::channel::<()>();
+    let mut worker = tokio::spawn(async move {
+        // A sender that is gone means the end as well.
+        let stopped = async { drop(worker_stopped.await) };
+        launcher::supervise(&command, RestartPolicy::default(), &kill, stopped).await
+    });
+
+    let allows_no_tokenizer = args.model.load_format == LoadFormat::Dummy;
+    let text = tokio::task::spawn_blocking(move || load_text(source, allows_no_tokenizer));
+    let config = router_config(args, address);
+    let router = async {
+        let text = Arc::new(text.await.context("loading the tokenizer failed")??);
+        Ok::<(), anyhow::Error>(
+            millstream_router::serve(listener, text, link, config, shutdown).await?,
+        )
+    };
+    tokio::select! {
+        served = router => {
+            drop(stop_worker);
+            worker.await.context("the launcher failed")??;
+            served?;
+        }
+        ended = &mut worker => ended.context("the launcher failed")??,
+    }
+    info!("ended");
+    Ok(())
+}
+
+async fn bind(args: &ServeArgs) -> anyhow::Result<TcpListener> {
+    let ip = listen_address(&args.hostname).unwrap_or_else(|| {
+        warn!(
+            hostname = args.hostname,
+            "hostname is no address, listening on 127.0.0.1 alone; --hostname 0.0.0.0 is everywhere"
+        );
+        Ipv4Addr::LOCALHOST.into()
+    });
+    let address = SocketAddr::new(ip, args.port);
+    let hint = "; choose another with --port";
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}{}", if args.port > 0 { hint } else { "" })
+    })
+}
+
+/// This executable again, as a worker.
+fn worker_command(args: &ServeArgs, socket: std::path::PathBuf) -> anyhow::Result<WorkerCommand> {
+    let mut words = vec!["worker".into(), "--follow-stdin".into(), "--listen".into()];
+    words.push(socket.clone().into_os_string());
+    words.extend(args.model.command_line());
+    words.extend(args.log.command_line());
+    Ok(WorkerCommand {
+        program: std::env::current_exe().context("cannot find this executable")?,
+        args: words,
+        socket,
+        start_timeout: args.timeouts.worker_start_timeout,
+    })
+}
+
+/// The tokenizer's side of the model; without a model, bytes and numbers stand for tokens.
+fn load_text(source: Option<ModelSource>, allows_no_tokenizer: bool) -> anyhow::Result<TextModel> {
+    let Some(source) = source else { return Ok(TextModel::bytes_fallback()) };
+    let read = |name: &str| source.read(name).map(|file| file.map(|bytes| bytes.into_owned()));
+    if allows_no_tokenizer && read("tokenizer.json")?.is_none() {
+        warn!("the model has no tokenizer.json, texts are read and written as bytes");
+        return Ok(TextModel::bytes_fallback());
+    }
+    TextModel::load(&read)
+        .with_context(|| format!("cannot read the texts' side of {}", source.name()))
+}
+
+fn router_config(args: ServeArgs, address: SocketAddr) -> RouterConfig {
+    let model_name = args.served_model_name.unwrap_or_else(|| model::name(&args.model));
+    let limits = RequestLimits {
+        max_concurrent_requests: args.limits.max_concurrent_requests as usize,
+        max_input_tokens: args.limits.max_input_tokens.map(|tokens| tokens as usize),
+        max_total_tokens: args.model.max_total_tokens.map(|tokens| tokens as usize),
+        max_stop_sequences: args.limits.max_stop_sequences as usize,
+        max_client_batch_size: args.limits.max_client_batch_size as usize,
+        max_top_logprobs: args.limits.max_top_n_tokens as usize,
+        payload_limit: usize::try_from(args.payload_limit).unwrap_or(usize::MAX),
+        ..RequestLimits::default()
+    };
+    let engine = EngineConfig {
+        max_batch_tokens: args.model.max_batch_prefill_tokens,
+        max_batch_size: args.model.max_batch_size,
+        prefix_caching: args.prefix_caching,
+        resume_timeout: args.timeouts.resume_timeout,
+        step_timeout: args.timeouts.step_timeout,
+    };
+    let greeting = Greeting {
+        model_name: model_name.clone(),
+        address,
+        needs_key: args.api_key.is_some(),
+        question: question(&args.model),
+        on_stdout: !args.log.json_output,
+    };
+    RouterConfig {
+        api_key: args.api_key.map(|key| key.0),
+        limits,
+        validation_workers: args.limits.validation_workers as usize,
+        graceful_termination_timeout: args.timeouts.graceful_termination_timeout,
+        client_timeout: args.timeouts.client_timeout,
+        on_ready: Some(Box::new(move |info| greeting.say(info))),
+        ..RouterConfig::new(model_name, engine)
+    }
+}
+
+/// Something that the model can answer.
+fn question(args: &ModelArgs) -> &'static str {
+    if args.model_id.is_none() { demo::QUESTION } else { "Who are you, and what can you do?" }
+}
+
+/// What is said once, when the first worker is ready.
+struct Greeting {
+    model_name: String,
+    address: SocketAddr,
+    needs_key: bool,
+    question: &'static str,
+    on_stdout: bool,
+}
+
+impl Greeting {
+    fn say(&self, info: &WorkerInfo) {
+        let Greeting { model_name, address, needs_key, question, on_stdout } = self;
+        info!(model = model_name, %address, max_model_len = info.max_model_len, "ready");
+        if *on_stdout {
+            let (address, needs_key) = (*address, *needs_key);
+            let banner = Banner { model_name, info, address, needs_key, question };
+            // Nobody has to read it.
+            let _ = write!(io::stdout(), "{banner}").and_then(|()| io::stdout().flush());
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The worker's process: loads a model and serves steps on a Unix socket.
+//!
+//! Started by `serve`, it says when it is ready on standard output, and lives no longer than its
+//! standard input is open.
+
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use millstream_backends::candle::{self, LoadOptions};
+use millstream_backends::mock::{MockConfig, MockModel};
+use millstream_backends::{LoadError, Model, Progress};
+
+use crate::args::{Dtype, LoadFormat, ModelArgs, WorkerArgs};
+use crate::launcher::READY_LINE;
+use crate::{logging, model};
+
+/// Tokens per KV block.
+const BLOCK_SIZE: u32 = 16;
+/// Tokens of a step that the worker makes room for, unless told otherwise.
+const MAX_BATCH_TOKENS: u32 = 8192;
+
+/// Runs until the process is ended, or the model cannot be served.
+pub(crate) fn run(args: WorkerArgs) -> anyhow::Result<()> {
+    logging::init(&args.log)?;
+    if args.follow_stdin {
+        follow_stdin(args.listen.clone())?;
+    }
+    start_compute_threads()?;
+    let options = args.model;
+    let load = move |progress: &Progress| {
+        let model = load(&options, progress)?;
+        if args.follow_stdin {
+            // Nobody reads it only if the parent is gone, and then this process ends anyway.
+            let _ = writeln!(io::stdout(), "{READY_LINE}");
+        }
+        Ok(model)
+    };
+    // The sockets need little; the cores belong to the model.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    Ok(runtime.block_on(millstream_backends::serve(args.listen, load))?)
+}
+
+/// Ends this process as soon as standard input does, and removes the socket and its directory.
+///
+/// The other end of the pipe is held by the parent alone, so the system closes it whichever way
+/// the parent ends. Nothing is finished first: there is nobody left to finish it for.
+fn follow_stdin(socket: PathBuf) -> io::Result<()> {
+    let follow = move || {
+        let mut nothing = [0; 64];
+        let mut stdin = io::stdin().lock();
+        loop {
+            match stdin.read(&mut nothing) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        // The parent may have removed them already. A directory that holds anything else stays.
+        let _ = std::fs::remove_file(&socket);
+        let _ = socket.parent().map(std::fs::remove_dir);
+        std::process::exit(0);
+    };
+    std::thread::Builder::new().name("follow-stdin".into()).spawn(follow).map(drop)
+}
+
+/// One thread per physical core, unless RAYON_NUM_THREADS says otherwise: what is computed keeps a
+/// core's units busy, and a second thread on it would only take turns.
+fn start_compute_threads() -> anyhow::Result<()> {
+    let mut threads = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("compute-{i}"));
+    if std::env::var_os("RAYON_NUM_THREADS").is_none() {
+        // The second number knows what a container may use.
+        threads = threads.num_threads(num_cpus::get_physical().min(num_cpus::get()).max(1));
+    }
+    threads.build_global().context("cannot start the compute threads")
+}
+
+fn load(args: &ModelArgs, progress: &Progress) -> Result<Box<dyn Model>, LoadError> {
+    if let Some(settings) = &args.mock {
+        return Ok(Box::new(MockModel::new(mock_config(settings, args)?)));
+    }
+    let source = model::source(args).map_err(|error| LoadError::Device(error.to_string()))?;
+    let options = LoadOptions {
+        load_format: match args.load_format {
+            LoadFormat::Auto => candle::LoadFormat::Auto,
+            LoadFormat::Dummy => candle::LoadFormat::Dummy,
+        },
+        dtype: args.dtype.map(|dtype| match dtype {
+            Dtype::F32 => candle::WeightDtype::F32,
+            Dtype::F16 => candle::WeightDtype::F16,
+            Dtype::Bf16 => candle::WeightDtype::Bf16,
+        }),
+        kv_cache_memory: args.kv_cache_memory,
+        block_size: BLOCK_SIZE,
+        max_slots: args.max_batch_size,
+        max_batch_tokens: args.max_batch_prefill_tokens.unwrap_or(MAX_BATCH_TOKENS),
+        max_model_len: args.max_total_tokens,
+    };
+    Ok(Box::new(candle::load(&source, &options, progress)?))
+}
+
+/// Reads `key=value` pairs, separated by commas; what is not named follows the other flags.
+fn mock_config(settings: &str, args: &ModelArgs) -> Result<MockConfig, LoadError> {
+    let mut config = MockConfig {
+        block_size: BLOCK_SIZE,
+        max_slots: args.max_batch_size,
+        ..MockConfig::default()
+    };
+    config.max_batch_tokens = args.max_batch_prefill_tokens.unwrap_or(config.max_batch_tokens);
+    config.max_model_len = args.max_total_tokens.unwrap_or(config.max_model_len);
+    for setting in settings.split(',').filter(|setting| !setting.is_empty()) {
+        let wrong = |reason: &str| LoadError::Invalid {
+            file: format!("--mock={settings}"),
+            reason: format!("`{setting}` {reason}"),
+        };
+        let (key, value) = setting.split_once('=').ok_or_else(|| wrong("is not key=value"))?;
+        let value: u32 = value.parse().map_err(|_| wrong("has no number as its value"))?;
+        match key {
+            "vocab_size" => config.vocab_size = value,
+            "num_blocks" => config.num_blocks = value,
+            "eos_every" => config.eos_every = Some(value),
+            "step_delay_ms" => config.step_delay = Duration::from_millis(u64::from(value)),
+            "trusting" => config.trusting = value != 0,
+            _ => return Err(wrong("is no setting of the mock")),
+        }
+    }
+    Ok(config)
+}
