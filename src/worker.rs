@@ -11,6 +11,8 @@ use anyhow::Context;
 use millstream_backends::candle::{self, LoadOptions};
 use millstream_backends::mock::{MockConfig, MockModel};
 use millstream_backends::{LoadError, Model, Progress};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
 
 use crate::args::{Dtype, LoadFormat, ModelArgs, WorkerArgs};
 use crate::launcher::READY_LINE;
@@ -40,7 +42,15 @@ pub(crate) fn run(args: WorkerArgs) -> anyhow::Result<()> {
     // The sockets need little; the cores belong to the model.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    Ok(runtime.block_on(millstream_backends::serve(args.listen, load))?)
+    runtime.block_on(async {
+        // Taken over before the model loads, so that it ends a worker at any time in order.
+        let mut terminate = signal(SignalKind::terminate())?;
+        let shutdown = async {
+            terminate.recv().await;
+            info!("SIGTERM, leaving");
+        };
+        Ok(millstream_backends::serve(args.listen, load, shutdown).await?)
+    })
 }
 
 /// Ends this process as soon as standard input does, and removes the socket and its directory.

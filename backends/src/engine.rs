@@ -146,6 +146,11 @@ impl EngineHandle {
         self.give(Command::End { epoch }).await;
     }
 
+    /// Ends the stream accepted last, after the outputs of the steps that are queued.
+    pub(crate) async fn end_latest(&self) {
+        self.end(self.accepted.load(Ordering::Acquire)).await;
+    }
+
     async fn give(&self, command: Command) {
         // The thread only goes away with the process, which is then ending.
         self.commands.send(command).await.ok();

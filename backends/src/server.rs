@@ -6,6 +6,7 @@
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use millstream_proto::run_request::Message;
 use millstream_proto::worker_server::{Worker, WorkerServer};
@@ -13,6 +14,7 @@ use millstream_proto::{
     HEALTH_SERVICE, InfoRequest, MAX_MESSAGE_BYTES, RunReply, RunRequest, WorkerInfo,
 };
 use tokio::net::UnixListener;
+use tokio::sync::oneshot;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
@@ -29,15 +31,24 @@ use crate::progress::Progress;
 /// for which HTTP/2's default of 64 KiB would mean a thousand turns.
 const WINDOW_BYTES: u32 = 8 << 20;
 
-/// Serves a model on a Unix socket until something ends the worker; that is the error.
+/// How long the router may take to read the end of its stream, once the worker was asked to leave.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Serves a model on a Unix socket until `shutdown` resolves, or something ends the worker: that is
+/// the error.
 ///
 /// The socket is bound before `load` begins, and only its owner may connect. `load` runs on the
-/// engine thread, where the model then stays.
-pub async fn serve<L>(listen: PathBuf, load: L) -> Result<(), WorkerError>
+/// engine thread, where the model then stays. After `shutdown` the router's stream ends in order,
+/// which tells it that this worker leaves as planned and that no request is to blame.
+pub async fn serve<L>(
+    listen: PathBuf,
+    load: L,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), WorkerError>
 where
     L: FnOnce(&Progress) -> Result<Box<dyn Model>, LoadError> + Send + 'static,
 {
-    BoundSocket::bind(listen)?.serve(load).await
+    BoundSocket::bind(listen)?.serve(load, shutdown).await
 }
 
 /// A socket that accepts connections. Its file goes when it goes.
@@ -63,8 +74,12 @@ impl BoundSocket {
         }
     }
 
-    /// Loads the model, and serves it.
-    pub(crate) async fn serve<L>(mut self, load: L) -> Result<(), WorkerError>
+    /// Loads the model, and serves it until `shutdown` resolves.
+    pub(crate) async fn serve<L>(
+        mut self,
+        load: L,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), WorkerError>
     where
         L: FnOnce(&Progress) -> Result<Box<dyn Model>, LoadError> + Send + 'static,
     {
@@ -75,12 +90,17 @@ impl BoundSocket {
         let edge = WorkerServer::new(Edge { engine: engine.handle.clone() })
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let handle = engine.handle.clone();
+        let (close, closed) = oneshot::channel::<()>();
         let server = Server::builder()
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .add_service(edge)
             .add_service(health_service)
-            .serve_with_incoming(UnixListenerStream::new(listener));
+            // A sender that is gone means the end as well.
+            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+                drop(closed.await);
+            });
         let path = self.path.clone();
         let supervise = async move {
             if (&mut engine.loaded).await.is_ok() {
@@ -89,9 +109,17 @@ impl BoundSocket {
             }
             engine.ended().await
         };
+        let leave = async move {
+            shutdown.await;
+            // First the door: a router whose stream ends dials again, and must not come back here.
+            drop(close);
+            handle.end_latest().await;
+            tokio::time::sleep(LEAVE_TIMEOUT).await;
+        };
         tokio::select! {
             served = server => Ok(served?),
             error = supervise => Err(error),
+            () = leave => Ok(()),
         }
     }
 }

@@ -37,6 +37,27 @@ fn a_stream_goes_on_after_the_death_of_its_worker_and_its_text_is_the_same() {
 }
 
 #[test]
+fn workers_that_are_asked_to_leave_are_no_fault_of_the_request_that_they_run() {
+    let server = Server::start(&[]);
+    let request = long_chat(QUESTION, 900);
+    let undisturbed = server.stream(&request).rest();
+    let mut stream = server.stream(&request);
+    let mut text = String::new();
+    for _ in 0..3 {
+        text += &stream.next_text().expect("it ended early");
+        let leaving = server.worker();
+        send_signal("TERM", leaving);
+        wait_until("another worker is ready", || {
+            server.worker() != leaving && server.get("/ready").status == 200
+        });
+    }
+    text += &stream.rest();
+    assert_eq!(text, undisturbed);
+    assert_eq!(server.workers().len(), 4);
+    assert!(!server.log_contains("worker lost"), "a worker broke its stream off");
+}
+
+#[test]
 fn a_worker_that_hangs_is_killed_and_its_stream_goes_on() {
     let server = Server::start(&["--step-timeout", "5"]);
     let undisturbed = disturb(&server, || {});

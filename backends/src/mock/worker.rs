@@ -1,5 +1,6 @@
 //! A worker process in miniature: the mock behind a real socket, with a life of its own.
 
+use std::future::pending;
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -58,7 +59,7 @@ fn live(
         };
         started.send(Ok(())).ok();
         tokio::select! {
-            _ = socket.serve(move |_| Ok(Box::new(MockModel::new(config)))) => {}
+            _ = socket.serve(move |_| Ok(Box::new(MockModel::new(config))), pending()) => {}
             _ = stopped => {}
         }
     });

@@ -147,12 +147,13 @@ impl Loading {
         let (go_on, told) = std_mpsc::channel();
         let (waiting, is_waiting) = mpsc::unbounded_channel();
         let bound = BoundSocket::bind(path.clone()).unwrap();
-        let worker = tokio::spawn(bound.serve(move |progress| {
+        let load = move |progress: &Progress| {
             progress.set("loading weights", 43, 100);
             waiting.send(()).unwrap();
             told.recv().unwrap();
             load()
-        }));
+        };
+        let worker = tokio::spawn(bound.serve(load, std::future::pending()));
         Loading { _directory: directory, go_on, is_waiting, worker, path }
     }
 }
