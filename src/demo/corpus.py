@@ -6,7 +6,7 @@ A document is a list of segments: a role (`system`, `user`, `assistant`, or `raw
 a chat around it), its text, and the weight of its tokens in the loss. Answers weigh most, what a
 user types weighs little: which question comes next cannot be known, only how questions look.
 
-`stories.py` knows the stories, `talk.py` the small talk; this file only mixes them.
+`tale.py` and `stories.py` know the stories, `talk.py` the small talk; this file only mixes them.
 """
 
 import argparse
