@@ -145,7 +145,7 @@ impl Bench {
             context_lens: &context_lens,
             block_tables: &tables,
         };
-        let params = AttentionParams { scale: 0.1, window: None, softcap: None };
+        let params = AttentionParams { scale: 0.1, window: None, softcap: None, sinks: None };
         let read = 2 * rows * context * kv_heads * head_size * dtype.size_in_bytes();
         let bytes = read + 8 * rows * new * heads * head_size;
         let seen = new * (context - new) + new * (new + 1) / 2;

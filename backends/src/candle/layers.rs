@@ -167,8 +167,8 @@ impl Attention {
             context_lens: pass.context_lens,
             block_tables: &group.block_tables,
         };
-        let params =
-            AttentionParams { scale: self.spec.scale, window: self.spec.window, softcap: None };
+        let (scale, window) = (self.spec.scale, self.spec.window);
+        let params = AttentionParams { scale, window, softcap: None, sinks: None };
         let mixed = paged_attention(&q, &cache.k, &cache.v, &batch, &params)?; // [T,H,D]
         self.output.forward(&mixed.flatten_from(1)?) // [T,hidden]
     }

@@ -42,18 +42,18 @@ pub(super) fn paged_attention(
     cache: (Floats<'_>, Floats<'_>),
     geometry: Geometry,
     batch: &PagedBatch<'_>,
-    params: &AttentionParams,
+    (params, sinks): (&AttentionParams<'_>, Option<&[f32]>),
 ) -> Vec<f32> {
     let mut out = vec![0.0; q.count * q.len];
     match cache {
         (Floats::F32(k), Floats::F32(v)) => {
-            run(&Layer { q, k, v, geometry, params }, batch, &mut out);
+            run(&Layer { q, k, v, geometry, params, sinks }, batch, &mut out);
         }
         (Floats::F16(k), Floats::F16(v)) => {
-            run(&Layer { q, k, v, geometry, params }, batch, &mut out);
+            run(&Layer { q, k, v, geometry, params, sinks }, batch, &mut out);
         }
         (Floats::Bf16(k), Floats::Bf16(v)) => {
-            run(&Layer { q, k, v, geometry, params }, batch, &mut out);
+            run(&Layer { q, k, v, geometry, params, sinks }, batch, &mut out);
         }
         _ => unreachable!("both caches have one dtype"),
     }
@@ -66,7 +66,9 @@ struct Layer<'a, E> {
     k: &'a [E],
     v: &'a [E],
     geometry: Geometry,
-    params: &'a AttentionParams,
+    params: &'a AttentionParams<'a>,
+    /// `[H]`
+    sinks: Option<&'a [f32]>,
 }
 
 fn run<E: Element>(layer: &Layer<'_, E>, batch: &PagedBatch<'_>, out: &mut [f32]) {
@@ -149,16 +151,18 @@ impl<E: Element> Task for Unit<'_, E> {
         let chunks = head_size.div_ceil(LANES);
         let mut state = self.start(group, chunks);
         let end = self.position + self.out.len();
-        let mut tile = self.first_seen(self.position) / TILE * TILE;
+        let begin = self.layer.params.first_seen(self.position);
+        let mut tile = begin / TILE * TILE;
         while tile < end {
-            let len = TILE.min(end - tile);
+            // The positions of this tile that any query of the unit sees: no other is read.
+            let (first, len) = (begin.max(tile) - tile, TILE.min(end - tile));
             let (mut k, mut v) = ([[].as_slice(); TILE], [[].as_slice(); TILE]);
-            for i in 0..len {
+            for i in first..len {
                 let at = self.at(tile + i);
                 (k[i], v[i]) = (&self.layer.k[at..][..head_size], &self.layer.v[at..][..head_size]);
             }
             let active = self.active(tile, group);
-            self.scores(s, &mut state, active.clone(), &k[..len]);
+            self.scores(s, &mut state, active.clone(), (first, &k[first..len]));
             for m in active.clone() {
                 let seen = self.seen(tile, m / group);
                 self.soften::<S>(&mut state, m, seen, chunks);
@@ -179,10 +183,14 @@ impl<'a, E: Element> Unit<'a, E> {
             let heads = &self.layer.q.row(self.token + t)[self.kv_head * group * head_size..];
             queries.extend((0..group).map(|h| &heads[h * head_size..][..head_size]));
         }
+        // A sink is a first score, with weight 1 relative to itself and no value.
+        let sink = |m: usize| self.layer.sinks.map(|sinks| sinks[self.kv_head * group + m % group]);
+        let mut first_weight = [0.0; LANES];
+        first_weight[0] = 1.0;
         State {
             queries,
-            max: vec![f32::NEG_INFINITY; count],
-            total: vec![[0.0; LANES]; count],
+            max: (0..count).map(|m| sink(m).unwrap_or(f32::NEG_INFINITY)).collect(),
+            total: vec![self.layer.sinks.map_or([0.0; LANES], |_| first_weight); count],
             mixed: vec![[0.0; LANES]; count * chunks],
             weights: vec![[0.0; TILE]; count],
         }
@@ -196,17 +204,11 @@ impl<'a, E: Element> Unit<'a, E> {
         ((block * kv_heads + self.kv_head) * block_size + position % block_size) * head_size
     }
 
-    /// The first position that a query at `position` sees.
-    #[inline(always)]
-    fn first_seen(&self, position: usize) -> usize {
-        self.layer.params.window.map_or(0, |window| (position + 1).saturating_sub(window as usize))
-    }
-
     /// Which positions of `tile` the queries of token t see, counted from the tile's first.
     #[inline(always)]
     fn seen(&self, tile: usize, t: usize) -> Range<usize> {
         let position = self.position + t;
-        let first = self.first_seen(position).max(tile);
+        let first = self.layer.params.first_seen(position).max(tile);
         first - tile..(position + 1).clamp(first, (tile + TILE).max(first)) - tile
     }
 
@@ -217,16 +219,23 @@ impl<'a, E: Element> Unit<'a, E> {
         let tokens = self.out.len();
         let first = tile.saturating_sub(self.position).min(tokens);
         let mut end = tokens;
-        while end > first && self.first_seen(self.position + end - 1) >= tile + TILE {
+        let first_seen = |t| self.layer.params.first_seen(self.position + t);
+        while end > first && first_seen(end - 1) >= tile + TILE {
             end -= 1;
         }
         first * group..end * group
     }
 
-    /// The scaled and capped scores of the queries `active` against the keys of a tile, also those
-    /// that a query does not see.
+    /// The scaled and capped scores of the queries `active` against the keys of a tile from `first`
+    /// on, also those that a query does not see.
     #[inline(always)]
-    fn scores<S: Simd>(&self, s: S, state: &mut State<'_>, active: Range<usize>, k: &[&[E]]) {
+    fn scores<S: Simd>(
+        &self,
+        s: S,
+        state: &mut State<'_>,
+        active: Range<usize>,
+        k: (usize, &[&[E]]),
+    ) {
         let mut m = active.start;
         if S::WIDE {
             m = scores_of::<S, E, 4, 4>(s, state, m..active.end, k);
@@ -322,14 +331,14 @@ impl<'a, E: Element> Unit<'a, E> {
     }
 }
 
-/// The products of the queries `queries`, M at a time, with the keys of a tile; gives the first
-/// query that was left over.
+/// The products of the queries `queries`, M at a time, with the keys `k`, which begin at `first` of
+/// a tile; gives the first query that was left over.
 #[inline(always)]
 fn scores_of<S: Simd, E: Element, const M: usize, const N: usize>(
     s: S,
     state: &mut State<'_>,
     queries: Range<usize>,
-    k: &[&[E]],
+    (first, k): (usize, &[&[E]]),
 ) -> usize {
     let mut m = queries.start;
     while m + M <= queries.end {
@@ -339,13 +348,13 @@ fn scores_of<S: Simd, E: Element, const M: usize, const N: usize>(
         for (i, k) in blocks.iter().enumerate() {
             let scores = dots(s, q, *k);
             for (j, scores) in scores.iter().enumerate() {
-                state.weights[m + j][i * N..][..N].copy_from_slice(scores);
+                state.weights[m + j][first + i * N..][..N].copy_from_slice(scores);
             }
         }
         for (i, k) in rest.iter().enumerate() {
             let scores = dots(s, q, [*k]);
             for (j, [score]) in scores.iter().enumerate() {
-                state.weights[m + j][blocks.len() * N + i] = *score;
+                state.weights[m + j][first + blocks.len() * N + i] = *score;
             }
         }
         m += M;

@@ -1,6 +1,7 @@
 //! Attention of one row as its formula says, in f64, over a context that is not paged.
 
 use super::AttentionParams;
+use crate::testing::values;
 
 /// `q [n, H, D]` at the last n positions of `k`, `v [context, K, D]`; gives `[n, H, D]`.
 pub(super) fn attention(
@@ -8,9 +9,10 @@ pub(super) fn attention(
     k: &[f32],
     v: &[f32],
     [heads, kv_heads, head_size]: [usize; 3],
-    params: &AttentionParams,
+    params: &AttentionParams<'_>,
 ) -> Vec<f32> {
     let (n, context) = (q.len() / (heads * head_size), k.len() / (kv_heads * head_size));
+    let sinks = params.sinks.map(values);
     let mut out = Vec::new();
     for i in 0..n {
         let position = context - n + i;
@@ -26,9 +28,10 @@ pub(super) fn attention(
                 params.softcap.map_or(score, |c| f64::from(c) * (score / f64::from(c)).tanh())
             };
             let scores: Vec<f64> = (first..=position).map(score).collect();
-            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sink = sinks.as_ref().map(|sinks| f64::from(sinks[head]));
+            let max = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-            let total: f64 = weights.iter().sum();
+            let total: f64 = weights.iter().chain(&sink.map(|s| (s - max).exp())).sum();
             for i in 0..head_size {
                 let mixed: f64 =
                     (first..=position).map(|j| weights[j - first] * f64::from(v[at(j, i)])).sum();
