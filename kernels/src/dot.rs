@@ -1,4 +1,5 @@
-//! Dot products of a few rows with a few others: the core of linear and of attention's scores.
+//! Dot products of a few rows with a few others: the core of linear and of attention's scores. And
+//! plain sums, in the same order.
 //!
 //! A product is the sum of sixteen lanes, lane l summing the elements `l, l + 16, ..` in rising
 //! order, the last sixteen filled up with zeros; the lanes are then added up as [`Simd::sum`] does.
@@ -39,6 +40,17 @@ pub(crate) fn dots<S: Simd, E: Element, const M: usize, const N: usize>(
         }
     }
     add_lanes(s, &sums)
+}
+
+/// The sum of `x`, in the order of a product with ones.
+#[inline(always)]
+pub(crate) fn sum<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let (whole, tail) = x.as_chunks::<LANES>();
+    let (one, mut sums) = (s.splat(1.0), s.splat(0.0));
+    for x in whole {
+        sums = s.fma(s.load(x), one, sums);
+    }
+    s.sum(s.fma(s.load(&padded(tail)), one, sums))
 }
 
 /// Each row as whole vectors and the rest. That all have one length is stated by the slicing, so

@@ -12,9 +12,9 @@
 //!   projection is taken as it is); any other layout is an error, never a silent misreading;
 //! - a wrong shape, dtype, layout, device or index is a [`KernelError`] that names the argument.
 //!
-//! Which instructions run is decided once per process , so results may differ in the
-//! last bits between a processor with fused multiply-add and one without, never between two runs
-//! on the same one.
+//! Which instructions run is decided once per process, so results may differ in the last bits
+//! between a processor with fused multiply-add and one without, never between two runs on the same
+//! one.
 //!
 //! Letters in shapes: `T` tokens, `H` heads, `K` kv heads, `D` head size, `N` blocks, `B` block
 //! size. This crate knows arrays; it does not know models, sequences or steps.
@@ -26,6 +26,7 @@ mod element;
 pub mod embedding;
 mod error;
 pub mod kv_cache;
+pub mod layer_norm;
 pub mod linear;
 pub mod paged_attention;
 mod parallel;

@@ -30,6 +30,20 @@ pub(crate) fn shape(x: &Tensor, argument: &'static str, expected: &[usize]) -> R
     Err(KernelError::Shape { argument, expected, found: x.dims().to_vec() })
 }
 
+/// `hidden`, of a norm that scales the rows of `x` `[.., hidden]` by `weight` `[hidden]`; not 0.
+pub(crate) fn norm_size(x: &Tensor, weight: &Tensor) -> Result<usize> {
+    let [hidden] = dims(weight, "weight", ["hidden"])?;
+    if hidden == 0 {
+        let expected = "hidden > 0".to_owned();
+        return Err(KernelError::Shape { argument: "weight", expected, found: vec![0] });
+    }
+    if x.dims().last() != Some(&hidden) {
+        let expected = format!(".., {hidden}");
+        return Err(KernelError::Shape { argument: "x", expected, found: x.dims().to_vec() });
+    }
+    Ok(hidden)
+}
+
 /// Checks that `found`, the length of the list `argument`, is `expected`.
 pub(crate) fn len(argument: &'static str, expected: usize, found: usize) -> Result<()> {
     if found == expected {

@@ -2,7 +2,7 @@
 
 use super::Activation;
 use crate::parallel;
-use crate::simd::math::{gelu_tanh, silu};
+use crate::simd::math::{gelu_tanh, silu, swish};
 use crate::simd::{Level, Simd, Task};
 use crate::view::Rows;
 
@@ -41,7 +41,18 @@ impl Task for Gate<'_> {
                 Activation::GeluTanh => {
                     elements.for_each(|((o, g), u)| *o = gelu_tanh::<S>(*g) * u);
                 }
+                Activation::ClampedSwish { alpha, limit } => elements.for_each(|((o, g), u)| {
+                    let g = at_most(*g, limit);
+                    let u = -at_most(-at_most(*u, limit), limit);
+                    *o = (u + 1.0) * swish::<S>(g, alpha);
+                }),
             }
         }
     }
+}
+
+/// The smaller of the two; NaN of NaN, which `f32::min` would swallow.
+#[inline(always)]
+fn at_most(x: f32, limit: f32) -> f32 {
+    if x > limit { limit } else { x }
 }

@@ -15,15 +15,7 @@ use crate::{KernelError, Result};
 
 /// Normalises each row of `x` `[.., hidden]` and scales it by `weight` `[hidden]`; gives x's shape.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    let [hidden] = view::dims(weight, "weight", ["hidden"])?;
-    if hidden == 0 {
-        let expected = "hidden > 0".to_owned();
-        return Err(KernelError::Shape { argument: "weight", expected, found: vec![0] });
-    }
-    if x.dims().last() != Some(&hidden) {
-        let expected = format!(".., {hidden}");
-        return Err(KernelError::Shape { argument: "x", expected, found: x.dims().to_vec() });
-    }
+    view::norm_size(x, weight)?;
     match x.device() {
         Device::Cpu => {
             let shape = x.dims();

@@ -48,6 +48,12 @@ pub(crate) fn silu<S: Simd>(x: f32) -> f32 {
     x / (1.0 + exp::<S>(-x))
 }
 
+/// `1 / (1 + e^(-alpha x))`, times x.
+#[inline(always)]
+pub(crate) fn swish<S: Simd>(x: f32, alpha: f32) -> f32 {
+    x / (1.0 + exp::<S>(-alpha * x))
+}
+
 /// `x/2 * (1 + tanh(y))` with `y = sqrt(2/pi) * (x + 0.044715 x^3)`, as `x / (1 + e^-2y)`.
 #[inline(always)]
 pub(crate) fn gelu_tanh<S: Simd>(x: f32) -> f32 {
