@@ -6,7 +6,17 @@ mod fixture;
 use fixture::{Row, Runner, load, prompt};
 
 const LEN: usize = 45;
-const CASES: [&str; 4] = ["llama3-scaling", "llama-biases", "qwen3", "qwen3-bf16"];
+/// Between them they have every kind of layer.
+const CASES: [&str; 8] = [
+    "cohere2",
+    "gemma3-text",
+    "llama-biases",
+    "llama3-scaling",
+    "ministral3",
+    "olmo3",
+    "qwen3",
+    "qwen3-bf16",
+];
 
 /// The bits of every logit of sequence 0 after these steps.
 fn bits(runner: &mut Runner, others: usize, steps: &[Vec<Row>]) -> Vec<u32> {

@@ -3,7 +3,7 @@
 
 mod fixture;
 
-use fixture::{Row, Runner, directory, load, prompt};
+use fixture::{Row, Runner, directory, load, load_up_to, prompt};
 use millstream_backends::candle::WeightDtype;
 use safetensors::SafeTensors;
 
@@ -15,12 +15,31 @@ const F32: f32 = 5e-5;
 const BF16: f32 = 0.05;
 
 /// Checkpoint, `--dtype`, and the largest difference allowed.
-const CASES: [(&str, Option<WeightDtype>, f32); 5] = [
-    ("llama3-scaling", None, F32),
+const CASES: &[(&str, Option<WeightDtype>, f32)] = &[
+    ("cohere", None, F32),
+    ("cohere2", None, F32),
+    ("gemma2", None, F32),
+    ("gemma3-softcap", None, F32),
+    ("gemma3-text", None, F32),
+    ("glm", None, F32),
+    ("glm4", None, F32),
+    ("granite", None, F32),
     ("llama-biases", None, F32),
+    ("llama-yarn", None, F32),
+    ("llama3-scaling", None, F32),
+    ("ministral3", None, F32),
+    ("mistral", None, F32),
+    ("olmo2", None, F32),
+    ("olmo3", None, F32),
+    ("phi3", None, F32),
+    ("phi3-longrope", None, F32),
+    ("qwen2", None, F32),
+    ("qwen2-window", None, F32),
     ("qwen3", None, F32),
     ("qwen3-bf16", None, BF16),
     ("qwen3-bf16", Some(WeightDtype::F32), F32),
+    ("qwen3-yarn", None, F32),
+    ("smollm3", None, F32),
 ];
 
 /// The prompt and its logits according to the reference.
@@ -29,8 +48,8 @@ struct Expected {
     logits: Vec<Vec<f32>>,
 }
 
-fn expected(case: &str) -> Expected {
-    let bytes = std::fs::read(directory(case).join("expected.safetensors")).expect("the fixture");
+fn expected(case: &str, file: &str) -> Expected {
+    let bytes = std::fs::read(directory(case).join(file)).expect("the fixture");
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     let words = |name: &str| {
         let bytes = file.tensor(name).expect("a tensor of the fixture").data();
@@ -42,19 +61,37 @@ fn expected(case: &str) -> Expected {
     Expected { ids, logits: logits.chunks(vocab).map(<[f32]>::to_vec).collect() }
 }
 
+/// The largest difference between the logits of sequence 0 and those of the reference.
+fn largest_difference(runner: &Runner, want: &Expected) -> f32 {
+    let got = runner.logits(0);
+    assert_eq!(got.len(), want.ids.len(), "every token is computed once");
+    let pairs = got.iter().flatten().zip(want.logits.iter().flatten());
+    // A NaN is no difference at all to `f32::max`.
+    pairs.map(|(got, want)| (got - want).abs()).fold(0.0, |a, b| if a >= b { a } else { b })
+}
+
 /// Runs the prompt as sequence 0 through these steps, beside sequences 1 and 2, on every case.
 fn check(steps: &[Vec<Row>]) {
-    for (case, dtype, tolerance) in CASES {
-        let want = expected(case);
+    let mut wrong = Vec::new();
+    for &(case, dtype, tolerance) in CASES {
+        let want = expected(case, "expected.safetensors");
         let prompts = vec![want.ids.clone(), prompt(40, 1), prompt(60, 2)];
         let mut runner = Runner::new(load(case, dtype), prompts);
         steps.iter().for_each(|rows| runner.step(rows));
-        let got = runner.logits(0);
-        assert_eq!(got.len(), want.ids.len(), "every token is computed once");
-        let pairs = got.iter().flatten().zip(want.logits.iter().flatten());
-        let error = pairs.map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
+        let error = largest_difference(&runner, &want);
         println!("{case}: largest difference {error:.1e}, allowed {tolerance:.1e}");
-        assert!(error <= tolerance, "{case}: {error} exceeds {tolerance}");
+        if !(error <= tolerance) {
+            wrong.push(format!("{case}: {error} exceeds {tolerance}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_fixture_is_checked() {
+    let entries = std::fs::read_dir(directory("")).expect("the fixtures");
+    for name in entries.map(|entry| entry.expect("a fixture").file_name()) {
+        assert!(CASES.iter().any(|(case, ..)| name == *case), "{name:?} is not");
     }
 }
 
@@ -83,4 +120,27 @@ fn a_prompt_batched_with_others_has_the_logits_of_transformers() {
         _ => vec![(1, 1), (0, 1)],
     });
     check(&prefill.into_iter().chain(decode).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_prompt_that_finds_its_beginning_in_the_cache_has_the_same_bits() {
+    for &(case, dtype, _) in CASES {
+        let ids = expected(case, "expected.safetensors").ids;
+        let mut runner = Runner::new(load(case, dtype), vec![ids.clone(), ids]);
+        runner.step(&[(0, 45)]);
+        runner.share(0, 1, 2);
+        runner.step(&[(1, 13)]);
+        assert!(runner.logits(0) == runner.logits(1), "{case}");
+    }
+}
+
+/// The factors for short texts are those of a server that takes no long ones.
+#[test]
+fn a_model_stretched_pair_by_pair_is_the_short_one_where_no_text_is_long() {
+    let want = expected("phi3-longrope", "expected-short.safetensors");
+    let model = load_up_to("phi3-longrope", None, Some(32));
+    let mut runner = Runner::new(model, vec![want.ids.clone()]);
+    runner.step(&[(0, want.ids.len())]);
+    let error = largest_difference(&runner, &want);
+    assert!(error <= F32, "{error} exceeds {F32}");
 }

@@ -2,13 +2,15 @@
 //!
 //! It holds weights and no state: what a sequence has seen is in the cache, which it is given.
 
-use super::cache::KvCache;
+use super::cache::{KvCache, LayerCache};
 use super::device_error;
-use super::layers::{Attention, LayerWeights, Mlp, Pass, RmsNorm};
-use super::spec::{Ffn, LayerSpec, Mixer, ModelSpec, Rope};
-use super::weights::{Weights, names};
+use super::layers::{Attention, LayerWeights, Mlp, Norm, Pass};
+use super::spec::{Embed, Ffn, Head, LayerSpec, Mixer, ModelSpec, Rope, Wiring};
+use super::weights::Weights;
+use super::weights::names::NormRole;
 use crate::LoadError;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
+use half::{bf16, f16};
 use millstream_kernels::linear::{LinearWeight, linear};
 use millstream_kernels::rope::RopeTable;
 use millstream_kernels::{KernelError, add::add, embedding::embedding};
@@ -21,15 +23,20 @@ pub(crate) struct Decoder {
     embed: Tensor,
     embed_scale: Option<f32>,
     layers: Vec<Layer>,
-    final_norm: RmsNorm,
+    final_norm: Norm,
     head: LinearWeight,
+    head_spec: Head,
 }
 
 struct Layer {
-    pre_mix: RmsNorm,
+    pre_mix: Option<Norm>,
     mixer: Attention,
-    pre_ffn: RmsNorm,
+    post_mix: Option<Norm>,
+    pre_ffn: Option<Norm>,
     ffn: Mlp,
+    post_ffn: Option<Norm>,
+    wiring: Wiring,
+    residual_scale: Option<f32>,
 }
 
 impl Decoder {
@@ -40,39 +47,36 @@ impl Decoder {
         max_model_len: usize,
     ) -> Result<Self, LoadError> {
         let (vocab, hidden) = (spec.vocab, spec.hidden);
-        let embed = weights.matrix(&[(names::EMBED.into(), vocab)], hidden)?;
+        let names = weights.names(spec.layout, spec.layers.len());
+        let embed = weights.matrix(&[(names.embed(), vocab)], hidden)?;
         let mut ropes = RopeTables { tables: Vec::new(), max_model_len };
         let mut layers = Vec::with_capacity(spec.layers.len());
         for (index, layer) in spec.layers.iter().enumerate() {
-            let mut from = LayerWeights { weights: &mut *weights, index, hidden };
+            let layout = spec.layout;
+            let mut from = LayerWeights { weights, names: &names, layout, index, hidden };
             layers.push(Layer::load(&mut from, layer, &mut ropes)?);
         }
-        let final_norm = weights.vector(&[(names::FINAL_NORM.into(), hidden)])?;
+        let final_norm = weights.vector(&[(names.final_norm(), hidden)])?;
         let head = match spec.head.tied {
             true => embed.clone(),
-            false => weights.matrix(&[(names::HEAD.into(), vocab)], hidden)?,
+            false => weights.matrix(&[(names.head(), vocab)], hidden)?,
         };
         Ok(Self {
             embed,
-            embed_scale: spec.embed.scale,
+            embed_scale: embed_scale(&spec.embed, weights.dtype()),
             layers,
-            final_norm: RmsNorm::new(final_norm, spec.final_norm),
+            final_norm: Norm::new(final_norm, spec.final_norm)?,
             head: LinearWeight::pack(&head).map_err(device_error)?,
+            head_spec: spec.head.clone(),
         })
     }
 
     /// Runs the tokens of a pass, writes their keys and values to the cache, and returns the
     /// residual stream after the last layer, `[T, hidden]`.
     pub(crate) fn forward(&self, ids: &[u32], pass: &Pass<'_>, cache: &KvCache) -> Result<Tensor> {
-        let mut x = embedding(&self.embed, ids)?; // [T,hidden]
-        if let Some(scale) = self.embed_scale {
-            x = x.affine(f64::from(scale), 0.0)?; // [T,hidden]
-        }
+        let mut x = scaled(embedding(&self.embed, ids)?, self.embed_scale)?; // [T,hidden]
         for (layer, cache) in self.layers.iter().zip(&cache.layers) {
-            let mixed = layer.mixer.forward(&layer.pre_mix.forward(&x)?, pass, cache)?;
-            x = add(&x, &mixed)?; // [T,hidden]
-            let inner = layer.ffn.forward(&layer.pre_ffn.forward(&x)?)?;
-            x = add(&x, &inner)?; // [T,hidden]
+            x = layer.forward(&x, pass, cache)?; // [T,hidden]
         }
         Ok(x)
     }
@@ -81,7 +85,12 @@ impl Decoder {
     pub(crate) fn logits(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
         let rows = Tensor::new(rows, x.device())?;
         let x = x.index_select(&rows, 0)?; // [rows,hidden]
-        linear(&self.final_norm.forward(&x)?, &self.head, None)
+        let logits = linear(&self.final_norm.forward(&x)?, &self.head, None)?; // [rows,vocab]
+        let logits = scaled(logits, self.head_spec.scale)?;
+        match self.head_spec.softcap.map(f64::from) {
+            Some(cap) => Ok(logits.affine(1.0 / cap, 0.0)?.tanh()?.affine(cap, 0.0)?),
+            None => Ok(logits),
+        }
     }
 }
 
@@ -91,17 +100,62 @@ impl Layer {
         spec: &LayerSpec,
         ropes: &mut RopeTables,
     ) -> Result<Self, LoadError> {
-        let hidden = from.hidden;
         let Mixer::Attention(attention) = &spec.mixer;
         let Ffn::Dense(mlp) = &spec.ffn;
         let rope = attention.rope.as_ref().map(|rope| ropes.get(rope));
+        let norms = &spec.norms;
         Ok(Self {
-            pre_mix: from.norm("input_layernorm", hidden, spec.norms.pre_mix)?,
+            pre_mix: from.norm(NormRole::PreMix, norms.pre_mix)?,
             mixer: Attention::load(from, attention, rope)?,
-            pre_ffn: from.norm("post_attention_layernorm", hidden, spec.norms.pre_ffn)?,
+            post_mix: from.norm(NormRole::PostMix, norms.post_mix)?,
+            pre_ffn: from.norm(NormRole::PreFfn, norms.pre_ffn)?,
             ffn: Mlp::load(from, mlp)?,
+            post_ffn: from.norm(NormRole::PostFfn, norms.post_ffn)?,
+            wiring: spec.wiring,
+            residual_scale: spec.residual_scale,
         })
     }
+
+    /// `x` and the result are `[T, hidden]`.
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: &LayerCache) -> Result<Tensor> {
+        let h = normed(&self.pre_mix, x)?; // [T,hidden]
+        let mixed = self.mixer.forward(&h, pass, cache)?; // [T,hidden]
+        let x = self.added(x, &self.post_mix, mixed)?; // [T,hidden]
+        let h = match self.wiring {
+            Wiring::Sequential => normed(&self.pre_ffn, &x)?, // [T,hidden]
+            Wiring::Parallel => h,
+        };
+        let inner = self.ffn.forward(&h)?; // [T,hidden]
+        self.added(&x, &self.post_ffn, inner)
+    }
+
+    /// The residual stream `x` with what a half of the layer gave.
+    fn added(&self, x: &Tensor, norm: &Option<Norm>, given: Tensor) -> Result<Tensor> {
+        add(x, &scaled(normed(norm, &given)?, self.residual_scale)?)
+    }
+}
+
+fn normed(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => Ok(x.clone()),
+    }
+}
+
+fn scaled(x: Tensor, factor: Option<f32>) -> Result<Tensor> {
+    match factor {
+        Some(factor) => Ok(x.affine(f64::from(factor), 0.0)?),
+        None => Ok(x),
+    }
+}
+
+/// The factor on the embedding, as it was in training.
+fn embed_scale(spec: &Embed, dtype: DType) -> Option<f32> {
+    spec.scale.map(|scale| match (spec.round_scale, dtype) {
+        (true, DType::BF16) => bf16::from_f32(scale).to_f32(),
+        (true, DType::F16) => f16::from_f32(scale).to_f32(),
+        _ => scale,
+    })
 }
 
 /// One table per distinct rotation: layers that turn alike share it.
@@ -115,7 +169,8 @@ impl RopeTables {
         if let Some((_, table)) = self.tables.iter().find(|(known, _)| known == rope) {
             return table.clone();
         }
-        let table = Arc::new(RopeTable::new(&rope.inv_freq(), 1.0, self.max_model_len));
+        let table =
+            Arc::new(RopeTable::new(&rope.inv_freq(), rope.attention_factor(), self.max_model_len));
         self.tables.push((rope.clone(), table.clone()));
         table
     }

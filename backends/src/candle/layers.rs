@@ -7,10 +7,12 @@
 
 use super::cache::LayerCache;
 use super::device_error;
-use super::spec;
-use super::weights::{Part, Weights, names};
+use super::spec::{self, Layout, NormKind, QkNorm};
+use super::weights::names::{Names, NormRole};
+use super::weights::{Part, Weights};
 use crate::LoadError;
 use candle_core::Tensor;
+use millstream_kernels::layer_norm::layer_norm;
 use millstream_kernels::linear::{LinearWeight, linear};
 use millstream_kernels::paged_attention::{AttentionParams, PagedBatch, paged_attention};
 use millstream_kernels::rms_norm::rms_norm;
@@ -20,27 +22,30 @@ use std::sync::Arc;
 
 type Result<T, E = KernelError> = std::result::Result<T, E>;
 
-/// Where a layer's tensors are: the weights, and the layer's index in the checkpoint's names.
+/// Where a layer's tensors are.
 pub(crate) struct LayerWeights<'w> {
     pub(crate) weights: &'w mut Weights,
+    pub(crate) names: &'w Names,
+    pub(crate) layout: Layout,
+    /// Which layer.
     pub(crate) index: usize,
     pub(crate) hidden: usize,
 }
 
 impl LayerWeights<'_> {
-    fn names(&self, parts: &[(&str, usize)], kind: &str) -> Vec<Part> {
-        let name = |part: &str| names::layer(self.index, part, kind);
-        parts.iter().map(|(part, rows)| (name(part), *rows)).collect()
-    }
-
+    /// A norm of the residual stream, if the layer has it.
     pub(crate) fn norm(
         &mut self,
-        part: &str,
-        width: usize,
-        spec: spec::Norm,
-    ) -> Result<RmsNorm, LoadError> {
-        let weight = self.weights.vector(&self.names(&[(part, width)], "weight"))?;
-        Ok(RmsNorm { weight, eps: spec.eps })
+        role: NormRole,
+        spec: Option<spec::Norm>,
+    ) -> Result<Option<Norm>, LoadError> {
+        let name = self.names.norm(role);
+        spec.map(|spec| Norm::new(self.vector(name, self.hidden)?, spec)).transpose()
+    }
+
+    /// One vector of this layer, `[len]` in f32.
+    fn vector(&mut self, part: &str, len: usize) -> Result<Tensor, LoadError> {
+        self.weights.vector(&[(self.names.layer(self.index, part), len)])
     }
 
     /// Projections of the same input, fused into one.
@@ -50,11 +55,13 @@ impl LayerWeights<'_> {
         columns: usize,
         bias: bool,
     ) -> Result<Linear, LoadError> {
-        let weight = self.weights.matrix(&self.names(parts, "weight"), columns)?;
-        let bias = match bias {
-            true => Some(self.weights.vector(&self.names(parts, "bias"))?),
-            false => None,
+        let named = |kind: &str| -> Vec<Part> {
+            let name = |part: &str| self.names.layer(self.index, &format!("{part}.{kind}"));
+            parts.iter().map(|(part, rows)| (name(part), *rows)).collect()
         };
+        let (weight, bias) = (named("weight"), bias.then(|| named("bias")));
+        let weight = self.weights.matrix(&weight, columns)?;
+        let bias = bias.map(|bias| self.weights.vector(&bias)).transpose()?;
         Ok(Linear { weight: LinearWeight::pack(&weight).map_err(device_error)?, bias })
     }
 }
@@ -79,19 +86,27 @@ pub(crate) struct GroupPass<'a> {
     pub(crate) slot_mapping: Vec<u32>,
 }
 
-/// `x * weight / sqrt(mean(x^2) + eps)` over the last dimension.
-pub(crate) struct RmsNorm {
+/// A norm over the last dimension.
+pub(crate) struct Norm {
     weight: Tensor,
-    eps: f32,
+    spec: spec::Norm,
 }
 
-impl RmsNorm {
-    pub(crate) fn new(weight: Tensor, spec: spec::Norm) -> Self {
-        Self { weight, eps: spec.eps }
+impl Norm {
+    /// With a weight as stored.
+    pub(crate) fn new(stored: Tensor, spec: spec::Norm) -> Result<Self, LoadError> {
+        let weight = match spec.plus_one {
+            true => (stored + 1.0).map_err(device_error)?,
+            false => stored,
+        };
+        Ok(Self { weight, spec })
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        rms_norm(x, &self.weight, self.eps)
+        match self.spec.kind {
+            NormKind::Rms => rms_norm(x, &self.weight, self.spec.eps),
+            NormKind::Layer => layer_norm(x, &self.weight, None, self.spec.eps),
+        }
     }
 }
 
@@ -113,9 +128,11 @@ pub(crate) struct Attention {
     qkv: Linear,
     output: Linear,
     /// Of q, of k.
-    qk_norm: Option<(RmsNorm, RmsNorm)>,
+    qk_norm: Option<(Norm, Norm)>,
     /// Present exactly if the spec has a rope.
     rope: Option<Arc<RopeTable>>,
+    /// `[H]`.
+    sinks: Option<Tensor>,
 }
 
 impl Attention {
@@ -125,17 +142,29 @@ impl Attention {
         rope: Option<Arc<RopeTable>>,
     ) -> Result<Self, LoadError> {
         let (q, kv, hidden) = (spec.q_width(), spec.kv_width(), from.hidden);
-        let parts = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
-        let qkv = from.linear(&parts, hidden, spec.bias.qkv)?;
+        let split = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
+        let fused = [("self_attn.qkv_proj", q + 2 * kv)];
+        let parts: &[_] = if from.layout.fused_qkv { &fused } else { &split };
+        let qkv = from.linear(parts, hidden, spec.bias.qkv)?;
         let output = from.linear(&[("self_attn.o_proj", hidden)], q, spec.bias.output)?;
         let qk_norm = match spec.qk_norm {
             None => None,
-            Some(spec::QkNorm::PerHead(norm)) => {
-                let q_norm = from.norm("self_attn.q_norm", spec.head_dim, norm)?;
-                Some((q_norm, from.norm("self_attn.k_norm", spec.head_dim, norm)?))
-            }
+            Some(QkNorm::PerHead(norm)) => Some((norm, spec.head_dim, spec.head_dim)),
+            Some(QkNorm::Whole(norm)) => Some((norm, q, kv)),
         };
-        Ok(Self { spec: spec.clone(), qkv, output, qk_norm, rope })
+        let mut norm = |part, width, spec| Norm::new(from.vector(part, width)?, spec);
+        let qk_norm = match qk_norm {
+            None => None,
+            Some((spec, q, k)) => Some((
+                norm("self_attn.q_norm.weight", q, spec)?,
+                norm("self_attn.k_norm.weight", k, spec)?,
+            )),
+        };
+        let sinks = match spec.sinks {
+            true => Some(from.vector("self_attn.sinks", spec.heads)?),
+            false => None,
+        };
+        Ok(Self { spec: spec.clone(), qkv, output, qk_norm, rope, sinks })
     }
 
     /// `x` and the result are `[T, hidden]`.
@@ -146,19 +175,7 @@ impl Attention {
         cache: &LayerCache,
     ) -> Result<Tensor> {
         let group = &pass.groups[cache.group];
-        let (heads, kv_heads) = (self.spec.heads, self.spec.kv_heads);
-        let qkv = self.qkv.forward(x)?.reshape(((), heads + 2 * kv_heads, self.spec.head_dim))?;
-        let mut q = qkv.narrow(1, 0, heads)?; // [T,H,D]
-        let mut k = qkv.narrow(1, heads, kv_heads)?; // [T,K,D]
-        let v = qkv.narrow(1, heads + kv_heads, kv_heads)?; // [T,K,D]
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            q = q_norm.forward(&q)?; // [T,H,D]
-            k = k_norm.forward(&k)?; // [T,K,D]
-        }
-        if let (Some(table), Some(spec)) = (&self.rope, &self.spec.rope) {
-            q = rope(&q, table, spec.style, pass.positions)?; // [T,H,D]
-            k = rope(&k, table, spec.style, pass.positions)?; // [T,K,D]
-        }
+        let (q, k, v) = self.project(x, pass.positions)?; // [T,H,D] [T,K,D] [T,K,D]
         // Every row's keys and values are in the cache before any row attends: a row may read
         // blocks that another row of the same step fills.
         kv_cache::write(&cache.k, &cache.v, &k, &v, &group.slot_mapping)?;
@@ -167,10 +184,45 @@ impl Attention {
             context_lens: pass.context_lens,
             block_tables: &group.block_tables,
         };
-        let (scale, window) = (self.spec.scale, self.spec.window);
-        let params = AttentionParams { scale, window, softcap: None, sinks: None };
+        let params = AttentionParams {
+            scale: self.spec.scale,
+            window: self.spec.window,
+            softcap: self.spec.softcap,
+            sinks: self.sinks.as_ref(),
+        };
         let mixed = paged_attention(&q, &cache.k, &cache.v, &batch, &params)?; // [T,H,D]
         self.output.forward(&mixed.flatten_from(1)?) // [T,hidden]
+    }
+
+    /// Queries, keys and values of `x` `[T, hidden]`, normalised and rotated.
+    fn project(&self, x: &Tensor, positions: &[u32]) -> Result<(Tensor, Tensor, Tensor)> {
+        let (heads, kv_heads, head_dim) = (self.spec.heads, self.spec.kv_heads, self.spec.head_dim);
+        let qkv = self.qkv.forward(x)?.reshape(((), heads + 2 * kv_heads, head_dim))?;
+        let mut q = qkv.narrow(1, 0, heads)?; // [T,H,D]
+        let mut k = qkv.narrow(1, heads, kv_heads)?; // [T,K,D]
+        let v = qkv.narrow(1, heads + kv_heads, kv_heads)?; // [T,K,D]
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            q = self.normed(q_norm, &q)?; // [T,H,D]
+            k = self.normed(k_norm, &k)?; // [T,K,D]
+        }
+        if let (Some(table), Some(spec)) = (&self.rope, &self.spec.rope) {
+            q = rope(&q, table, spec.style, positions)?; // [T,H,D]
+            k = rope(&k, table, spec.style, positions)?; // [T,K,D]
+        }
+        if let Some(scale) = self.spec.query_scale {
+            let factors: Vec<f32> = positions.iter().map(|&at| scale.at(at)).collect();
+            let factors = Tensor::from_vec(factors, (positions.len(), 1, 1), q.device())?;
+            q = q.broadcast_mul(&factors)?; // [T,H,D]
+        }
+        Ok((q, k, v))
+    }
+
+    /// Heads `[T, heads, D]`, each normalised by itself, or all of a token together.
+    fn normed(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
+        match self.spec.qk_norm {
+            Some(QkNorm::Whole(_)) => Ok(norm.forward(&x.flatten_from(1)?)?.reshape(x.shape())?),
+            _ => norm.forward(x),
+        }
     }
 }
 
@@ -184,9 +236,11 @@ pub(crate) struct Mlp {
 impl Mlp {
     pub(crate) fn load(from: &mut LayerWeights<'_>, spec: &spec::Mlp) -> Result<Self, LoadError> {
         let (inter, hidden) = (spec.inter, from.hidden);
-        let gate_up = [("mlp.gate_proj", inter), ("mlp.up_proj", inter)];
+        let split = [("mlp.gate_proj", inter), ("mlp.up_proj", inter)];
+        let fused = [("mlp.gate_up_proj", 2 * inter)];
+        let gate_up: &[_] = if from.layout.fused_gate_up { &fused } else { &split };
         Ok(Self {
-            gate_up: from.linear(&gate_up, hidden, spec.bias)?,
+            gate_up: from.linear(gate_up, hidden, spec.bias)?,
             down: from.linear(&[("mlp.down_proj", hidden)], inter, spec.bias)?,
             act: spec.act,
         })

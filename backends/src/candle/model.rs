@@ -36,8 +36,9 @@ impl CandleModel {
     ) -> Result<Self, LoadError> {
         progress.begin("reading the configuration");
         let config = read_config(source)?;
-        let spec = families::parse(&config)?;
+        let mut spec = families::parse(&config)?;
         let max_model_len = cache::max_model_len(&spec, options)?;
+        spec.settle(max_model_len);
         let vocab_size = vocabulary::vocab_size(source, &spec)?;
         let eos_token_ids = vocabulary::eos_token_ids(source, &spec)?;
 
@@ -45,7 +46,8 @@ impl CandleModel {
         let mut weights = Weights::open(source, stated_dtype.as_deref(), options, progress)?;
         let dtype = weights.dtype();
         let decoder = Decoder::load(&spec, &mut weights, max_model_len)?;
-        let loaded = weights.finish(spec.head.tied)?;
+        let names = weights.names(spec.layout, spec.layers.len());
+        let loaded = weights.finish(&names, spec.head.tied)?;
 
         progress.begin("preparing the cache");
         let plan = CachePlan::new(&spec, dtype, options, cache::memory_budget(options))?;

@@ -4,97 +4,96 @@
 //! stated as differences from this one. Defaults are those of Transformers.
 
 use super::super::spec::{
-    Attention, AttentionBias, Embed, Ffn, Head, LayerNorms, LayerSpec, Mixer, Mlp, ModelSpec, Norm,
-    Rope, RopeScaling,
+    Attention, AttentionBias, Embed, Ffn, Head, LayerNorms, LayerSpec, Layout, Mixer, Mlp,
+    ModelSpec, Norm, RopeScaling, Wiring,
 };
+use super::rope::{FULL, rope};
 use super::{HfConfig, Result};
 use millstream_kernels::activation::Activation;
 use millstream_kernels::rope::RopeStyle;
 use serde_json::json;
 
 pub(super) fn llama(config: &HfConfig) -> Result<ModelSpec> {
-    let hidden = config.usize("hidden_size")?;
-    let heads = config.usize("num_attention_heads")?;
-    let head_dim = config.optional_usize("head_dim")?.unwrap_or(hidden / heads.max(1));
-    let norm = Norm { eps: config.optional_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32 };
-    let bias = config.switch("attention_bias")?;
-    config.only("hidden_act", &[json!("silu")])?;
+    llama_with(config, RopeStyle::Half)
+}
+
+/// Llama with other pairs that rotate.
+pub(super) fn llama_with(config: &HfConfig, style: RopeStyle) -> Result<ModelSpec> {
+    let norm = Norm::rms(config.optional_f64("rms_norm_eps")?.unwrap_or(1e-6));
+    let act = activation(config)?;
     // Splits the projections in training; the sums are the same.
     config.get("pretraining_tp");
-
-    let attention = Attention {
-        heads,
-        kv_heads: config.optional_usize("num_key_value_heads")?.unwrap_or(heads),
-        head_dim,
-        bias: AttentionBias { qkv: bias, output: bias },
-        scale: (head_dim as f64).powf(-0.5) as f32,
-        rope: Some(rope(config, head_dim)?),
-        qk_norm: None,
-        window: None,
-    };
-    let mlp = Mlp {
-        inter: config.usize("intermediate_size")?,
-        act: Activation::Silu,
-        bias: config.switch("mlp_bias")?,
-    };
+    let mlp =
+        Mlp { inter: config.usize("intermediate_size")?, act, bias: config.switch("mlp_bias")? };
     let layer = LayerSpec {
-        mixer: Mixer::Attention(attention),
+        mixer: Mixer::Attention(attention(config, style)?),
         ffn: Ffn::Dense(mlp),
-        norms: LayerNorms { pre_mix: norm, pre_ffn: norm },
+        norms: LayerNorms { pre_mix: Some(norm), pre_ffn: Some(norm), ..LayerNorms::default() },
+        wiring: Wiring::Sequential,
+        residual_scale: None,
     };
     // More layers than any model has are refused by `ModelSpec::check`, not by the allocator.
     let num_layers = config.usize("num_hidden_layers")?.min(100_000);
     Ok(ModelSpec {
         vocab: config.usize("vocab_size")?,
-        hidden,
-        max_positions: config.usize("max_position_embeddings")?,
-        embed: Embed { scale: None },
+        hidden: config.usize("hidden_size")?,
+        max_positions: max_positions(config, &layer.mixer)?,
+        embed: Embed { scale: None, round_scale: false },
         layers: vec![layer; num_layers],
         final_norm: norm,
-        head: Head { tied: config.switch("tie_word_embeddings")? },
+        head: Head { tied: config.switch("tie_word_embeddings")?, scale: None, softcap: None },
         eos: config.token_ids("eos_token_id")?,
+        layout: Layout::default(),
     })
 }
 
-/// The rotation, from `rope_theta` and `rope_scaling`, or from `rope_parameters`, which
-/// Transformers 5 writes instead of the two.
-fn rope(config: &HfConfig, head_dim: usize) -> Result<Rope> {
-    config.only("partial_rotary_factor", &[json!(1.0), json!(1)])?;
-    let mut theta = config.optional_f64("rope_theta")?;
-    let old = config.object("rope_scaling")?;
-    let new = config.object("rope_parameters")?;
-    let scaling = match new.or(old) {
-        None => RopeScaling::None,
-        Some(rope) => {
-            theta = rope.optional_f64("rope_theta")?.or(theta);
-            let scaling = scaling(&rope)?;
-            rope.only("partial_rotary_factor", &[json!(1.0), json!(1)])?;
-            rope.refuse_rest(&[])?;
-            scaling
-        }
-    };
-    let theta = theta.unwrap_or(10_000.0);
-    Ok(Rope { dims: head_dim, theta, style: RopeStyle::Half, scaling })
+/// The function that the gate goes through; Gemma's files have a name of their own for it.
+fn activation(config: &HfConfig) -> Result<Activation> {
+    let names = [("silu", Activation::Silu), ("gelu_pytorch_tanh", Activation::GeluTanh)];
+    let key = if config.has("hidden_activation") { "hidden_activation" } else { "hidden_act" };
+    config.only(key, &names.map(|(name, _)| json!(name)))?;
+    config.get("hidden_act");
+    let stated = config.get(key).and_then(|name| name.as_str());
+    let known = names.iter().find(|(name, _)| Some(*name) == stated);
+    Ok(known.map_or(Activation::Silu, |(_, act)| *act))
 }
 
-fn scaling(rope: &HfConfig) -> Result<RopeScaling> {
-    // Older files say `type`; some say both.
-    let key = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
-    rope.only(key, &[json!("default"), json!("linear"), json!("llama3")])?;
-    match rope.get(key).and_then(|value| value.as_str()) {
-        Some("linear") => Ok(RopeScaling::Linear { factor: rope.f64("factor")? }),
-        Some("llama3") => Ok(RopeScaling::Llama3 {
-            factor: rope.f64("factor")?,
-            low: rope.f64("low_freq_factor")?,
-            high: rope.f64("high_freq_factor")?,
-            original_max_positions: rope.f64("original_max_position_embeddings")?,
-        }),
-        _ => Ok(RopeScaling::None),
+fn attention(config: &HfConfig, style: RopeStyle) -> Result<Attention> {
+    let heads = config.usize("num_attention_heads")?;
+    let derived = config.usize("hidden_size")? / heads.max(1);
+    let head_dim = config.optional_usize("head_dim")?.unwrap_or(derived);
+    let bias = config.switch("attention_bias")?;
+    Ok(Attention {
+        heads,
+        kv_heads: config.optional_usize("num_key_value_heads")?.unwrap_or(heads),
+        head_dim,
+        bias: AttentionBias { qkv: bias, output: bias },
+        scale: (head_dim as f64).powf(-0.5) as f32,
+        rope: Some(rope(config, FULL, head_dim, style)?),
+        query_scale: None,
+        qk_norm: None,
+        window: None,
+        softcap: None,
+        sinks: false,
+    })
+}
+
+/// The longest text: what the file says, or what yarn stretches the original context to, for files
+/// that leave the first as it was before.
+fn max_positions(config: &HfConfig, mixer: &Mixer) -> Result<usize> {
+    let stated = config.usize("max_position_embeddings")?;
+    let Mixer::Attention(attention) = mixer;
+    match attention.rope.as_ref().map(|rope| &rope.scaling) {
+        Some(RopeScaling::Yarn { factor, original_max_positions, .. }) => {
+            Ok(stated.max((factor * original_max_positions) as usize))
+        }
+        _ => Ok(stated),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::spec::Rope;
     use super::super::tests::{llama, spec, with};
     use super::*;
 
@@ -116,7 +115,7 @@ mod tests {
                 original_max_positions: 8192.0,
             },
         };
-        let norm = Norm { eps: 1e-5 };
+        let norm = Norm::rms(1e-5);
         let layer = LayerSpec {
             mixer: Mixer::Attention(Attention {
                 heads: 32,
@@ -125,11 +124,16 @@ mod tests {
                 bias: AttentionBias { qkv: false, output: false },
                 scale: 0.125,
                 rope: Some(rope),
+                query_scale: None,
                 qk_norm: None,
                 window: None,
+                softcap: None,
+                sinks: false,
             }),
             ffn: Ffn::Dense(Mlp { inter: 8192, act: Activation::Silu, bias: false }),
-            norms: LayerNorms { pre_mix: norm, pre_ffn: norm },
+            norms: LayerNorms { pre_mix: Some(norm), pre_ffn: Some(norm), ..LayerNorms::default() },
+            wiring: Wiring::Sequential,
+            residual_scale: None,
         };
         assert!(spec.layers.iter().all(|l| *l == layer), "{:?}", spec.layers[0]);
     }

@@ -5,22 +5,59 @@
 //! skipped silently is a model that answers almost right. So `HfConfig` notes which keys were
 //! read, and `parse` ends by looking at the rest.
 //!
+//! `llama` is the whole of a model; the others are stated as their difference from it. `rope` and
+//! `windows` read what many families share.
+//!
 //! This module knows the keys of Hugging Face configurations. It does not know tensors.
 
+mod cohere;
+mod config;
+mod gemma;
+mod glm;
+#[cfg(test)]
+mod golden;
+mod granite;
 mod llama;
-mod qwen3;
+mod mistral;
+mod nested;
+mod olmo;
+mod phi3;
+mod qwen;
+mod rope;
+mod smollm3;
+mod windows;
 
 use super::spec::ModelSpec;
 use crate::LoadError;
-use serde_json::{Map, Value};
-use std::cell::RefCell;
-use std::collections::BTreeSet;
+use config::HfConfig;
+use serde_json::Value;
 
 type Result<T> = std::result::Result<T, LoadError>;
-type Family = fn(&HfConfig) -> Result<ModelSpec>;
+type Read = fn(&HfConfig) -> Result<ModelSpec>;
 
-/// `model_type` of what is supported.
-const FAMILIES: &[(&str, Family)] = &[("llama", llama::llama), ("qwen3", qwen3::qwen3)];
+/// What is supported: `model_type`, what reads it, and the keys whose default in Transformers'
+/// class of that name is not Llama's, as JSON.
+const FAMILIES: &[(&str, Read, &str)] = &[
+    ("cohere", cohere::cohere, cohere::DEFAULTS),
+    ("cohere2", cohere::cohere2, cohere::COHERE2_DEFAULTS),
+    ("gemma2", gemma::gemma2, gemma::GEMMA2_DEFAULTS),
+    ("gemma3_text", gemma::gemma3, gemma::GEMMA3_DEFAULTS),
+    ("glm", glm::glm, glm::DEFAULTS),
+    ("glm4", glm::glm4, glm::DEFAULTS),
+    ("granite", granite::granite, granite::DEFAULTS),
+    ("llama", llama::llama, "{}"),
+    ("ministral", mistral::mistral, mistral::DEFAULTS),
+    ("ministral3", mistral::ministral3, mistral::MINISTRAL3_DEFAULTS),
+    ("mistral", mistral::mistral, mistral::DEFAULTS),
+    ("olmo2", olmo::olmo2, olmo::DEFAULTS),
+    ("olmo3", olmo::olmo3, olmo::OLMO3_DEFAULTS),
+    ("phi3", phi3::phi3, phi3::DEFAULTS),
+    ("qwen2", qwen::qwen2, qwen::QWEN2_DEFAULTS),
+    ("qwen2_5_vl_text", qwen::qwen2, qwen::QWEN2_VL_DEFAULTS),
+    ("qwen3", qwen::qwen3, qwen::QWEN3_DEFAULTS),
+    ("qwen3_vl_text", qwen::qwen3, qwen::QWEN3_VL_DEFAULTS),
+    ("smollm3", smollm3::smollm3, smollm3::DEFAULTS),
+];
 
 /// Keys that no family needs: provenance, training, and how other programs run the model.
 const NEUTRAL: &[&str] = &[
@@ -58,150 +95,42 @@ const NEUTRAL: &[&str] = &[
 /// Reads the spec of a supported model out of its `config.json`.
 pub(super) fn parse(config_json: &[u8]) -> Result<ModelSpec> {
     let config = HfConfig::parse(config_json)?;
+    config.refuse_quantization()?;
+    let spec = match nested::split(&config)? {
+        None => text_model(&config)?,
+        Some(nested) => nested.model(text_model)?,
+    };
+    spec.check().map_err(invalid)?;
+    Ok(spec)
+}
+
+/// The spec of a configuration that describes a text model and nothing else.
+fn text_model(config: &HfConfig) -> Result<ModelSpec> {
     let model_type = config.string("model_type")?;
-    let Some((_, family)) = FAMILIES.iter().find(|(name, _)| *name == model_type) else {
-        let known: Vec<&str> = FAMILIES.iter().map(|(name, _)| *name).collect();
-        let known = known.join(", ");
+    let Some((_, read, defaults)) = FAMILIES.iter().find(|(name, ..)| *name == model_type) else {
+        let names = FAMILIES.iter().map(|(name, ..)| *name);
+        let mut known: Vec<&str> = names.chain(nested::FAMILIES.iter().copied()).collect();
+        known.sort_unstable();
         return Err(invalid(format!(
-            "model_type `{model_type}` is not supported (supported: {known})"
+            "model_type `{model_type}` is not supported (supported: {})",
+            known.join(", ")
         )));
     };
-    config.refuse_quantization()?;
-    let spec = family(&config)?;
+    let config = config.with_defaults(defaults);
+    let spec = read(&config)?;
     config.refuse_rest(NEUTRAL)?;
-    spec.check().map_err(invalid)?;
     Ok(spec)
 }
 
 /// The dtype that `config.json` says the weights have: `bfloat16`, `float16` or `float32`.
 pub(super) fn stated_dtype(config_json: &[u8]) -> Result<Option<String>> {
     let config = HfConfig::parse(config_json)?;
-    let stated = config.get("dtype").or_else(|| config.get("torch_dtype"));
-    Ok(stated.and_then(Value::as_str).map(str::to_owned))
-}
-
-/// An object of a configuration that remembers which of its keys were read.
-pub(crate) struct HfConfig {
-    values: Map<String, Value>,
-    /// Where this object stands in the file, for messages: empty, or `rope_scaling.`.
-    path: String,
-    read: RefCell<BTreeSet<String>>,
-}
-
-impl HfConfig {
-    fn parse(json: &[u8]) -> Result<Self> {
-        match serde_json::from_slice(json) {
-            Ok(Value::Object(values)) => Ok(Self::new(values, String::new())),
-            Ok(_) => Err(invalid("not a JSON object".into())),
-            Err(error) => Err(invalid(format!("not JSON: {error}"))),
-        }
-    }
-
-    fn new(values: Map<String, Value>, path: String) -> Self {
-        Self { values, path, read: RefCell::default() }
-    }
-
-    /// The value of a key; null is as good as absent.
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.read.borrow_mut().insert(key.to_owned());
-        self.values.get(key).filter(|value| !value.is_null())
-    }
-
-    fn wrong(&self, key: &str, rule: &str, value: &Value) -> LoadError {
-        invalid(format!("`{}{key}` must be {rule}, not {value}", self.path))
-    }
-
-    fn missing(&self, key: &str) -> LoadError {
-        invalid(format!("`{}{key}` is missing", self.path))
-    }
-
-    fn string(&self, key: &str) -> Result<&str> {
-        let value = self.get(key).ok_or_else(|| self.missing(key))?;
-        value.as_str().ok_or_else(|| self.wrong(key, "a string", value))
-    }
-
-    /// A whole number that fits 32 bits, so that products of two cannot overflow.
-    fn optional_usize(&self, key: &str) -> Result<Option<usize>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_u64().and_then(|n| u32::try_from(n).ok()) {
-            Some(n) => Ok(Some(n as usize)),
-            None => Err(self.wrong(key, "a whole number below 2^32", value)),
-        }
-    }
-
-    fn usize(&self, key: &str) -> Result<usize> {
-        self.optional_usize(key)?.ok_or_else(|| self.missing(key))
-    }
-
-    fn optional_f64(&self, key: &str) -> Result<Option<f64>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_f64().map(Some).ok_or_else(|| self.wrong(key, "a number", value))
-    }
-
-    fn f64(&self, key: &str) -> Result<f64> {
-        self.optional_f64(key)?.ok_or_else(|| self.missing(key))
-    }
-
-    /// A switch that is off unless it is stated.
-    fn switch(&self, key: &str) -> Result<bool> {
-        match self.get(key) {
-            None => Ok(false),
-            Some(value) => value.as_bool().ok_or_else(|| self.wrong(key, "true or false", value)),
-        }
-    }
-
-    /// An object inside this one.
-    fn object(&self, key: &str) -> Result<Option<Self>> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Object(values)) => {
-                Ok(Some(Self::new(values.clone(), format!("{}{key}.", self.path))))
-            }
-            Some(value) => Err(self.wrong(key, "an object", value)),
-        }
-    }
-
-    /// Refuses a key whose value is none of those that leave the mathematics as it is.
-    fn only(&self, key: &str, allowed: &[Value]) -> Result<()> {
-        match self.get(key) {
-            Some(value) if !allowed.contains(value) => {
-                let allowed: Vec<String> = allowed.iter().map(Value::to_string).collect();
-                let what = format!("`{}{key}` is {value}, which is not supported", self.path);
-                Err(invalid(format!("{what} (supported: {})", allowed.join(", "))))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Ids that end a text: one number or a list.
-    fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
-        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
-        parse_token_ids(value).ok_or_else(|| self.wrong(key, "a token id or a list of them", value))
-    }
-
-    fn refuse_quantization(&self) -> Result<()> {
-        let Some(quantization) = self.get("quantization_config") else { return Ok(()) };
-        let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
-        Err(invalid(format!(
-            "the weights are quantized (`quantization_config`, method `{method}`), which is not \
-             supported yet; use the checkpoint in bf16, f16 or f32"
-        )))
-    }
-
-    /// Refuses every key that was not read, is not neutral, and says something.
-    fn refuse_rest(&self, neutral: &[&str]) -> Result<()> {
-        let read = self.read.borrow();
-        for (key, value) in &self.values {
-            let known = read.contains(key) || neutral.contains(&key.as_str());
-            if !known && !value.is_null() && *value != Value::Bool(false) {
-                return Err(LoadError::Unsupported {
-                    key: format!("{}{key}", self.path),
-                    value: value.to_string(),
-                });
-            }
-        }
-        Ok(())
-    }
+    let text = config.object("text_config")?;
+    let stated = [Some(&config), text.as_ref()].into_iter().flatten().find_map(|config| {
+        let stated = config.get("dtype").or_else(|| config.get("torch_dtype"))?;
+        stated.as_str().map(str::to_owned)
+    });
+    Ok(stated)
 }
 
 fn invalid(reason: String) -> LoadError {
@@ -268,15 +197,23 @@ pub(super) mod tests {
     #[test]
     fn what_is_not_understood_is_refused_by_name() {
         let cases = [
-            ("model_type", json!("gpt2"), "model_type `gpt2` is not supported (supported: llama"),
+            (
+                "model_type",
+                json!("gpt2"),
+                "model_type `gpt2` is not supported (supported: cohere, cohere2, ge",
+            ),
             ("hidden_act", json!("gelu"), "`hidden_act` is \"gelu\", which is not supported"),
             ("logits_scaling", json!(8.0), "`logits_scaling` is 8.0, which is not supported"),
             ("quantization_config", json!({"quant_method": "fp8"}), "method `fp8`"),
-            ("rope_scaling", json!({"type": "yarn", "factor": 4.0}), "`rope_scaling.type` is \"ya"),
+            (
+                "rope_scaling",
+                json!({"type": "dynamic", "factor": 4.0}),
+                "`rope_scaling.type` is \"dy",
+            ),
             ("rope_scaling", json!({"type": "linear", "factor": 4.0, "mscale": 1.0}), "mscale"),
             ("rope_scaling", json!({"type": "linear"}), "`rope_scaling.factor` is missing"),
             ("rope_scaling", json!([1]), "`rope_scaling` must be an object, not [1]"),
-            ("partial_rotary_factor", json!(0.5), "`partial_rotary_factor` is 0.5"),
+            ("partial_rotary_factor", json!(1.5), "rope rotates 96 of 64 values"),
             ("hidden_size", json!(-4), "`hidden_size` must be a whole number below 2^32, not -4"),
             ("hidden_size", Value::Null, "`hidden_size` is missing"),
             ("num_key_value_heads", json!(7), "32 heads are not a multiple of 7 KV heads"),

@@ -14,11 +14,13 @@ pub(crate) mod element;
 pub(crate) mod names;
 mod safetensors;
 
+use super::spec::Layout;
 use super::{LoadFormat, LoadOptions, device_error};
 use crate::{LoadError, ModelSource, Progress};
 use ::safetensors::tensor::Dtype;
 use candle_core::{DType, Device, Tensor};
 use element::Element;
+use names::Names;
 use safetensors::{Checkpoint, Entry};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -90,6 +92,12 @@ impl Weights {
             num_parameters: 0,
             digest: Sha256::new(),
         })
+    }
+
+    /// What this checkpoint calls the tensors of a model.
+    pub(crate) fn names(&self, layout: Layout, num_layers: usize) -> Names {
+        let has = |name: &str| self.checkpoint.as_ref().is_some_and(|all| all.get(name).is_some());
+        Names::new(layout, num_layers, has)
     }
 
     /// What matrices, and the cache, are computed in.
@@ -176,12 +184,12 @@ impl Weights {
 
     /// Ends the taking. A tensor that nobody asked for is refused by name, unless it only repeats
     /// what the configuration says.
-    pub(crate) fn finish(self, tied: bool) -> Result<Loaded, LoadError> {
+    pub(crate) fn finish(self, names: &Names, tied: bool) -> Result<Loaded, LoadError> {
         let entries = self.checkpoint.iter().flat_map(Checkpoint::iter);
         let (ignored, surplus): (Vec<&String>, Vec<&String>) = entries
             .map(|(name, _)| name)
             .filter(|name| !self.taken.contains(*name))
-            .partition(|name| names::may_stay_unread(name, tied));
+            .partition(|name| names.may_stay_unread(name, tied));
         if let Some(name) = surplus.first() {
             let more = surplus.len() - 1;
             return Err(in_checkpoint(format!(
@@ -255,6 +263,11 @@ mod tests {
         (name.to_owned(), rows)
     }
 
+    fn finish(weights: Weights, tied: bool) -> Result<Loaded, LoadError> {
+        let names = weights.names(Layout::default(), 1);
+        weights.finish(&names, tied)
+    }
+
     fn take_all(weights: &mut Weights) -> (Tensor, Tensor) {
         let matrix = weights.matrix(&[part("k", 2), part("q", 2)], 3).unwrap();
         (matrix, weights.vector(&[part("n", 3)]).unwrap())
@@ -274,7 +287,7 @@ mod tests {
             assert_eq!(rows, want);
             assert_eq!(vector.to_vec1::<f32>().unwrap(), [0.1, 1.1, 2.1]);
             assert_eq!(weights.progress.to_string(), "loading weights: 75 %");
-            assert_eq!(weights.finish(false).unwrap().num_parameters, 15);
+            assert_eq!(finish(weights, false).unwrap().num_parameters, 15);
         }
     }
 
@@ -288,12 +301,12 @@ mod tests {
         let want = "tensor `q`: expected shape [3, 2], checkpoint has [2, 3]";
         assert_eq!(error.to_string(), want);
         take_all(&mut weights);
-        let error = weights.finish(false).unwrap_err().to_string();
+        let error = finish(weights, false).unwrap_err().to_string();
         assert!(error.contains("tensor `lm_head.weight` (and 0 more) has no place"), "{error}");
 
         let mut weights = open(&source, None);
         take_all(&mut weights);
-        weights.finish(true).expect("a tied model may carry a copy of the table");
+        finish(weights, true).expect("a tied model may carry a copy of the table");
     }
 
     #[test]
@@ -301,7 +314,7 @@ mod tests {
         let digest = |source: &ModelSource, dtype| {
             let mut weights = open(source, dtype);
             take_all(&mut weights);
-            weights.finish(true).unwrap().digest
+            finish(weights, true).unwrap().digest
         };
         let (directory, source) = source("lm_head.weight");
         let before = digest(&source, None);

@@ -1,0 +1,119 @@
+//! What every later computation takes for granted of a spec; an error names the broken rule.
+
+use super::{Attention, Ffn, Mixer, ModelSpec, Rope, RopeScaling};
+
+/// A model with more layers than this is a broken configuration, not a model.
+const MAX_LAYERS: usize = 4096;
+
+type Result<T = (), E = String> = std::result::Result<T, E>;
+
+impl ModelSpec {
+    /// Checks what every later computation takes for granted; the error names the broken rule.
+    pub fn check(&self) -> Result {
+        at_least_one("vocab_size", self.vocab)?;
+        at_least_one("hidden_size", self.hidden)?;
+        at_least_one("max_position_embeddings", self.max_positions)?;
+        at_least_one("num_hidden_layers", self.layers.len())?;
+        if self.layers.len() > MAX_LAYERS {
+            return Err(format!("{} layers, at most {MAX_LAYERS} make sense", self.layers.len()));
+        }
+        for (name, factor) in [
+            ("embedding factor", self.embed.scale),
+            ("logits factor", self.head.scale),
+            ("logits soft cap", self.head.softcap),
+        ] {
+            optional_positive(name, factor)?;
+        }
+        for layer in &self.layers {
+            let Mixer::Attention(attention) = &layer.mixer;
+            attention.check()?;
+            let Ffn::Dense(mlp) = &layer.ffn;
+            at_least_one("intermediate_size", mlp.inter)?;
+            optional_positive("residual factor", layer.residual_scale)?;
+        }
+        Ok(())
+    }
+}
+
+impl Attention {
+    fn check(&self) -> Result {
+        let Self { heads, kv_heads, head_dim, .. } = *self;
+        at_least_one("num_attention_heads", heads)?;
+        at_least_one("num_key_value_heads", kv_heads)?;
+        at_least_one("head_dim", head_dim)?;
+        if heads % kv_heads != 0 {
+            return Err(format!("{heads} heads are not a multiple of {kv_heads} KV heads"));
+        }
+        if self.window == Some(0) {
+            return Err("`sliding_window` is 0".into());
+        }
+        positive("attention factor", f64::from(self.scale))?;
+        optional_positive("attention soft cap", self.softcap)?;
+        if let Some(scale) = self.query_scale {
+            positive("original_max_position_embeddings", scale.original_max_positions)?;
+        }
+        match &self.rope {
+            Some(rope) => rope.check(head_dim),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Rope {
+    fn check(&self, head_dim: usize) -> Result {
+        let Self { dims, theta, .. } = *self;
+        if dims == 0 || dims % 2 != 0 || dims > head_dim {
+            return Err(format!("rope rotates {dims} of {head_dim} values of a head"));
+        }
+        positive("rope's theta", theta)?;
+        match &self.scaling {
+            RopeScaling::None => Ok(()),
+            RopeScaling::Linear { factor } => positive("rope's factor", *factor),
+            RopeScaling::Llama3 { factor, low, high, original_max_positions } => {
+                positive("rope's factor", *factor)?;
+                positive("rope's low_freq_factor", *low)?;
+                positive("rope's high_freq_factor less low_freq_factor", high - low)?;
+                positive("rope's original_max_position_embeddings", *original_max_positions)
+            }
+            RopeScaling::Yarn { factor, original_max_positions, fast, slow, .. } => {
+                positive("rope's factor", *factor)?;
+                positive("rope's original_max_position_embeddings", *original_max_positions)?;
+                positive("rope's beta_fast", *fast)?;
+                positive("rope's beta_slow", *slow)?;
+                positive("rope's theta less one", theta - 1.0)
+            }
+            RopeScaling::Long { short, long, .. } => {
+                self.check_factors("short_factor", short)?;
+                self.check_factors("long_factor", long)
+            }
+            RopeScaling::PerPair { factors, .. } => self.check_factors("factors", factors),
+        }
+    }
+
+    fn check_factors(&self, name: &str, factors: &[f64]) -> Result {
+        let pairs = self.dims / 2;
+        if factors.len() != pairs {
+            let found = factors.len();
+            return Err(format!("rope's {name} has {found} values for {pairs} pairs"));
+        }
+        factors.iter().try_for_each(|factor| positive(&format!("rope's {name}"), *factor))
+    }
+}
+
+fn at_least_one(name: &str, value: usize) -> Result {
+    match value {
+        0 => Err(format!("`{name}` is 0")),
+        _ => Ok(()),
+    }
+}
+
+fn positive(name: &str, value: f64) -> Result {
+    match value.is_finite() && value > 0.0 {
+        true => Ok(()),
+        false => Err(format!("{name} must be positive, not {value}")),
+    }
+}
+
+fn optional_positive(name: &str, value: Option<f32>) -> Result {
+    value.map_or(Ok(()), |value| positive(name, f64::from(value)))
+}
