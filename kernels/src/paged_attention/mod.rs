@@ -152,12 +152,10 @@ fn check_tables(
         }
         // Blocks of no tokens were refused above: this row has a context.
         let first = params.first_seen(context_len - len) / block_size;
-        for at in first..context_len.div_ceil(block_size) {
-            let found = table[at] as usize;
-            if found >= blocks {
-                let argument = "block_tables[..]";
-                return Err(KernelError::Index { argument, at, limit: blocks, found });
-            }
+        let seen = &table[first..context_len.div_ceil(block_size)];
+        if let Some(i) = seen.iter().position(|&block| block as usize >= blocks) {
+            let (argument, at, found) = ("block_tables[..]", first + i, seen[i] as usize);
+            return Err(KernelError::Index { argument, at, limit: blocks, found });
         }
     }
     Ok(())
