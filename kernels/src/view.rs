@@ -2,6 +2,8 @@
 //!
 //! A [`Locked`] tensor holds candle's read lock for as long as its slices are borrowed.
 
+use std::ops::Range;
+
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Device, Layout, Storage, StorageRef, Tensor};
 use half::{bf16, f16};
@@ -85,6 +87,17 @@ pub(crate) enum Floats<'a> {
     Bf16(&'a [bf16]),
 }
 
+impl Floats<'_> {
+    /// How much memory they take.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Self::F32(data) => size_of_val(data),
+            Self::F16(data) => size_of_val(data),
+            Self::Bf16(data) => size_of_val(data),
+        }
+    }
+}
+
 /// `count` rows of `len` elements, `stride` elements apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
@@ -99,6 +112,14 @@ impl<'a> Rows<'a> {
     #[inline(always)]
     pub(crate) fn row(self, t: usize) -> &'a [f32] {
         &self.data[t * self.stride..][..self.len]
+    }
+
+    /// The rows `range`, which must be among these.
+    pub(crate) fn part(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.count, "{range:?} of {}", self.count);
+        // No rows begin nowhere: an offset may lie beyond the data then.
+        let data = if range.is_empty() { &[] } else { &self.data[range.start * self.stride..] };
+        Self { data, count: range.len(), ..self }
     }
 }
 

@@ -5,6 +5,10 @@
 //!
 //! The sum over k runs in an order that depends on K alone, so `out[t,n]` has the same bits in
 //! every batch.
+//!
+//! Grouped: the rows of x are in groups, one after the other, and each group has a w of its own.
+//! `grouped_linear(x, ends, w, bias)[t,n] = linear(x, w[g], bias[g])[t,n]`, to the last bit, for the
+//! rows t of group g: those before `ends[g]` and not before `ends[g-1]`.
 
 mod cpu;
 #[cfg(test)]
@@ -58,8 +62,56 @@ pub fn linear(x: &Tensor, w: &LinearWeight, bias: Option<&Tensor>) -> Result<Ten
             let (x, weight) = (Locked::new(x, "x")?, Locked::new(&w.weight, "w")?);
             let bias = bias.map(|bias| Locked::new(bias, "bias")).transpose()?;
             let bias = bias.as_ref().map(Locked::f32s).transpose()?;
-            let out = cpu::linear(x.rows()?, weight.floats()?, bias, w.out_features);
-            view::tensor(out, &[tokens, w.out_features])
+            let product = cpu::Product { x: x.rows()?, w: weight.floats()?, bias };
+            view::tensor(cpu::linear(&[product], w.out_features), &[tokens, w.out_features])
+        }
+        device => Err(KernelError::device("x", device)),
+    }
+}
+
+/// [`linear`] with one weight for each group of rows: x `[T, K]` f32; `ends` `[G]`, the rows of
+/// group g end before `ends[g]`; `w` `[G]`, all of one shape; bias `[G, N]` f32; gives `[T, N]` f32.
+///
+/// The weights of a group without rows are not read.
+pub fn grouped_linear(
+    x: &Tensor,
+    ends: &[u32],
+    w: &[LinearWeight],
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    let [tokens, in_features] = view::dims(x, "x", ["T", "K"])?;
+    let out_features = w.first().map_or(0, |w| w.out_features);
+    for w in w {
+        view::shape(&w.weight, "w", &[out_features, in_features])?;
+    }
+    if let Some(bias) = bias {
+        view::shape(bias, "bias", &[w.len(), out_features])?;
+    }
+    view::len("ends", w.len(), ends.len())?;
+    if !ends.is_sorted() || ends.last().map_or(0, |&end| end as usize) != tokens {
+        let (argument, rule) = ("ends", format!("a rising list up to {tokens}"));
+        return Err(KernelError::Value { argument, rule, found: format!("{ends:?}") });
+    }
+    match x.device() {
+        Device::Cpu => {
+            let x = Locked::new(x, "x")?;
+            let bias = bias.map(|bias| Locked::new(bias, "bias")).transpose()?;
+            let bias = bias.as_ref().map(Locked::f32s).transpose()?;
+            let (mut start, mut groups) = (0, Vec::new());
+            for (g, &end) in ends.iter().enumerate() {
+                let rows = start..end as usize;
+                start = rows.end;
+                if !rows.is_empty() {
+                    groups.push((g, rows, Locked::new(&w[g].weight, "w")?));
+                }
+            }
+            let mut products = Vec::with_capacity(groups.len());
+            for (g, rows, w) in &groups {
+                let bias = bias.map(|bias| &bias[g * out_features..][..out_features]);
+                let x = x.rows()?.part(rows.clone());
+                products.push(cpu::Product { x, w: w.floats()?, bias });
+            }
+            view::tensor(cpu::linear(&products, out_features), &[tokens, out_features])
         }
         device => Err(KernelError::device("x", device)),
     }
@@ -145,6 +197,73 @@ mod tests {
                 assert_eq!(bits(&alone), bits(&all.narrow(1, n, 1).unwrap()), "column {n}");
             }
         });
+    }
+
+    /// Groups of these sizes, whose weights and biases are random.
+    fn groups(
+        sizes: &[u32],
+        [n, k]: [usize; 2],
+        d: DType,
+    ) -> (Vec<u32>, Vec<LinearWeight>, Tensor) {
+        let ends = sizes.iter().scan(0, |end, size| {
+            *end += size;
+            Some(*end)
+        });
+        let weight = |g| LinearWeight::pack(&random_tensor(10 + g, &[n, k], d)).unwrap();
+        let weights = (0..sizes.len() as u64).map(weight).collect();
+        (ends.collect(), weights, random_tensor(9, &[sizes.len(), n], DType::F32))
+    }
+
+    #[test]
+    fn each_group_of_rows_meets_its_own_weight_as_if_it_were_alone() {
+        at_every_level(|| {
+            for dtype in DTYPES {
+                for shape in [[1, 7], [33, 257], [300, 200]] {
+                    let sizes = [0, 1, 7, 0, 0, 2, 33, 5, 0];
+                    let (ends, weights, bias) = groups(&sizes, shape, dtype);
+                    let x = random_tensor(8, &[48, shape[1]], DType::F32);
+                    for bias in [None, Some(&bias)] {
+                        let out = grouped_linear(&strided(&x), &ends, &weights, bias).unwrap();
+                        let mut alone = Vec::new();
+                        for (g, &size) in sizes.iter().enumerate() {
+                            let first = ends[g] as usize - size as usize;
+                            let rows = x.narrow(0, first, size as usize).unwrap();
+                            let bias = bias.map(|bias| bias.get(g).unwrap());
+                            alone.push(linear(&rows, &weights[g], bias.as_ref()).unwrap());
+                        }
+                        let alone = Tensor::cat(&alone, 0).unwrap();
+                        assert_eq!(bits(&out), bits(&alone), "{shape:?}, {dtype:?}");
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn wrong_groups_are_named() {
+        let x = random_tensor(1, &[4, 10], DType::F32);
+        let (ends, weights, bias) = groups(&[1, 3], [6, 10], DType::F32);
+        let check = |x: &Tensor, ends: &[u32], bias: &Tensor, message: &str| {
+            assert_error(grouped_linear(x, ends, &weights, Some(bias)), message);
+        };
+        check(&x, &[4], &bias, "ends: expected 2 entries, found 1");
+        check(&x, &[5, 4], &bias, "ends: expected a rising list up to 4, found [5, 4]");
+        check(&x, &[1, 3], &bias, "ends: expected a rising list up to 4, found [1, 3]");
+        check(&x, &ends, &x, "bias: expected shape [2, 6], found [4, 10]");
+        let short = x.narrow(1, 0, 9).unwrap();
+        check(&short, &ends, &bias, "w: expected shape [6, 9], found [6, 10]");
+        let (_, mixed, _) = groups(&[1], [5, 10], DType::F32);
+        let mixed = [weights[0].clone(), mixed[0].clone()];
+        assert_error(
+            grouped_linear(&x, &ends, &mixed, None),
+            "w: expected shape [6, 10], found [5, 10]",
+        );
+        assert_error(
+            grouped_linear(&x, &[], &[], None),
+            "ends: expected a rising list up to 4, found []",
+        );
+        let none = x.narrow(0, 0, 0).unwrap();
+        assert_eq!(grouped_linear(&none, &[0, 0], &weights, None).unwrap().dims(), [0, 6]);
     }
 
     #[test]
