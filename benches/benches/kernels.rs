@@ -15,7 +15,8 @@ use millstream_kernels::activation::{Activation, gated};
 use millstream_kernels::add::add;
 use millstream_kernels::embedding::embedding;
 use millstream_kernels::kv_cache;
-use millstream_kernels::linear::{LinearWeight, linear};
+use millstream_kernels::linear::{LinearWeight, grouped_linear, linear};
+use millstream_kernels::moe::{Grouping, Order, Routing, Score, combine, gather, route};
 use millstream_kernels::paged_attention::{AttentionParams, PagedBatch, paged_attention};
 use millstream_kernels::rms_norm::rms_norm;
 use millstream_kernels::rope::{RopeStyle, RopeTable, rope};
@@ -32,6 +33,7 @@ fn main() -> Result<()> {
     bench.roofline();
     bench.linears()?;
     bench.attentions()?;
+    bench.experts()?;
     bench.rows()
 }
 
@@ -109,6 +111,42 @@ impl Bench {
                 (0..copies.max(1)).map(|_| Ok(w.copy()?.t()?)).collect::<Result<_>>()?;
             self.line(&format!("  candle matmul, {name}"), (bytes, flops), |call| {
                 black_box(x.matmul(&copies[call % copies.len()])).expect("matmul");
+            });
+        }
+        Ok(())
+    }
+
+    /// A mixture of experts, half the size of those in Qwen3-30B-A3B, with a quarter of them.
+    fn experts(&self) -> Result<()> {
+        let [experts, hidden, inter] = [32, 1024, 768];
+        let matrix = |n, k| Ok(LinearWeight::pack(&random(&[n, k])?.to_dtype(DType::BF16)?)?);
+        let all = |n, k| (0..experts).map(|_| matrix(n, k)).collect::<Result<Vec<_>>>();
+        let (gate_up, down) = (all(2 * inter, hidden)?, all(hidden, inter)?);
+        let routing = Routing {
+            top_k: 8,
+            score: Score::Softmax,
+            order: Order::ScoreThenTopK,
+            renormalize: true,
+            scale: 1.0,
+            groups: None,
+        };
+        for tokens in [1, 4, 32, 512] {
+            let (x, logits) = (random(&[tokens, hidden])?, random(&[tokens, experts])?);
+            let run = || -> Result<(Tensor, usize)> {
+                let routes = route(&logits, None, &routing)?;
+                let grouping = Grouping::new(&routes, experts)?;
+                let y = gather(&x, &grouping)?;
+                let y = grouped_linear(&y, grouping.ends(), &gate_up, None)?;
+                let y = gated(&y, Activation::Silu)?;
+                let y = grouped_linear(&y, grouping.ends(), &down, None)?;
+                let ends = [0].iter().chain(grouping.ends());
+                let read = ends.zip(grouping.ends()).filter(|(start, end)| start < end).count();
+                Ok((combine(&y, &grouping, &routes.weights)?, read))
+            };
+            let (bytes, flops) = (run()?.1 * 6 * inter * hidden, 6 * 8 * tokens * inter * hidden);
+            let name = format!("moe T={tokens} 8 of E={experts} hidden={hidden} I={inter} BF16");
+            self.line(&name, (bytes, flops), |_| {
+                black_box(run()).expect("moe");
             });
         }
         Ok(())

@@ -28,6 +28,7 @@ mod error;
 pub mod kv_cache;
 pub mod layer_norm;
 pub mod linear;
+pub mod moe;
 pub mod paged_attention;
 mod parallel;
 pub mod rms_norm;

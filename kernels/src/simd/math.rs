@@ -42,6 +42,12 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn sigmoid<S: Simd>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<S>(-x))
+}
+
 /// `1 / (1 + e^-x)`, times x.
 #[inline(always)]
 pub(crate) fn silu<S: Simd>(x: f32) -> f32 {
