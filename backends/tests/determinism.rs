@@ -7,9 +7,11 @@ use fixture::{Row, Runner, load, prompt};
 
 const LEN: usize = 45;
 /// Between them they have every kind of layer.
-const CASES: [&str; 8] = [
+const CASES: [&str; 10] = [
     "cohere2",
     "gemma3-text",
+    "glm4-moe",
+    "gpt-oss-mxfp4",
     "llama-biases",
     "llama3-scaling",
     "ministral3",

@@ -5,6 +5,7 @@
 use super::cache::{KvCache, LayerCache};
 use super::device_error;
 use super::layers::{Attention, LayerWeights, Mlp, Norm, Pass};
+use super::moe::Moe;
 use super::spec::{Embed, Ffn, Head, LayerSpec, Mixer, ModelSpec, Rope, Wiring};
 use super::weights::Weights;
 use super::weights::names::NormRole;
@@ -33,10 +34,15 @@ struct Layer {
     mixer: Attention,
     post_mix: Option<Norm>,
     pre_ffn: Option<Norm>,
-    ffn: Mlp,
+    ffn: FeedForward,
     post_ffn: Option<Norm>,
     wiring: Wiring,
     residual_scale: Option<f32>,
+}
+
+enum FeedForward {
+    Dense(Mlp),
+    Moe(Box<Moe>),
 }
 
 impl Decoder {
@@ -101,7 +107,6 @@ impl Layer {
         ropes: &mut RopeTables,
     ) -> Result<Self, LoadError> {
         let Mixer::Attention(attention) = &spec.mixer;
-        let Ffn::Dense(mlp) = &spec.ffn;
         let rope = attention.rope.as_ref().map(|rope| ropes.get(rope));
         let norms = &spec.norms;
         Ok(Self {
@@ -109,7 +114,7 @@ impl Layer {
             mixer: Attention::load(from, attention, rope)?,
             post_mix: from.norm(NormRole::PostMix, norms.post_mix)?,
             pre_ffn: from.norm(NormRole::PreFfn, norms.pre_ffn)?,
-            ffn: Mlp::load(from, mlp)?,
+            ffn: FeedForward::load(from, &spec.ffn)?,
             post_ffn: from.norm(NormRole::PostFfn, norms.post_ffn)?,
             wiring: spec.wiring,
             residual_scale: spec.residual_scale,
@@ -120,18 +125,35 @@ impl Layer {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: &LayerCache) -> Result<Tensor> {
         let h = normed(&self.pre_mix, x)?; // [T,hidden]
         let mixed = self.mixer.forward(&h, pass, cache)?; // [T,hidden]
-        let x = self.added(x, &self.post_mix, mixed)?; // [T,hidden]
+        let x = self.added(x, &self.post_mix, &mixed)?; // [T,hidden]
         let h = match self.wiring {
             Wiring::Sequential => normed(&self.pre_ffn, &x)?, // [T,hidden]
             Wiring::Parallel => h,
         };
         let inner = self.ffn.forward(&h)?; // [T,hidden]
-        self.added(&x, &self.post_ffn, inner)
+        self.added(&x, &self.post_ffn, &inner)
     }
 
     /// The residual stream `x` with what a half of the layer gave.
-    fn added(&self, x: &Tensor, norm: &Option<Norm>, given: Tensor) -> Result<Tensor> {
-        add(x, &scaled(normed(norm, &given)?, self.residual_scale)?)
+    fn added(&self, x: &Tensor, norm: &Option<Norm>, given: &Tensor) -> Result<Tensor> {
+        add(x, &scaled(normed(norm, given)?, self.residual_scale)?)
+    }
+}
+
+impl FeedForward {
+    fn load(from: &mut LayerWeights<'_>, spec: &Ffn) -> Result<Self, LoadError> {
+        match spec {
+            Ffn::Dense(mlp) => Ok(Self::Dense(Mlp::load(from, "mlp", mlp)?)),
+            Ffn::Moe(moe) => Ok(Self::Moe(Box::new(Moe::load(from, moe)?))),
+        }
+    }
+
+    /// `x` and the result are `[T, hidden]`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(mlp) => mlp.forward(x),
+            Self::Moe(moe) => moe.forward(x),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use super::spec::{self, Layout, NormKind, QkNorm};
 use super::weights::names::{Names, NormRole};
 use super::weights::{Part, Weights};
 use crate::LoadError;
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use millstream_kernels::layer_norm::layer_norm;
 use millstream_kernels::linear::{LinearWeight, linear};
 use millstream_kernels::paged_attention::{AttentionParams, PagedBatch, paged_attention};
@@ -44,12 +44,12 @@ impl LayerWeights<'_> {
     }
 
     /// One vector of this layer, `[len]` in f32.
-    fn vector(&mut self, part: &str, len: usize) -> Result<Tensor, LoadError> {
+    pub(crate) fn vector(&mut self, part: &str, len: usize) -> Result<Tensor, LoadError> {
         self.weights.vector(&[(self.names.layer(self.index, part), len)])
     }
 
     /// Projections of the same input, fused into one.
-    fn linear(
+    pub(crate) fn linear(
         &mut self,
         parts: &[(&str, usize)],
         columns: usize,
@@ -111,13 +111,13 @@ impl Norm {
 }
 
 /// `x W^T + bias`.
-struct Linear {
+pub(crate) struct Linear {
     weight: LinearWeight,
     bias: Option<Tensor>,
 }
 
 impl Linear {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         linear(x, &self.weight, self.bias.as_ref())
     }
 }
@@ -128,7 +128,7 @@ pub(crate) struct Attention {
     qkv: Linear,
     output: Linear,
     /// Of q, of k.
-    qk_norm: Option<(Norm, Norm)>,
+    qk_norm: Option<(HeadNorm, HeadNorm)>,
     /// Present exactly if the spec has a rope.
     rope: Option<Arc<RopeTable>>,
     /// `[H]`.
@@ -147,19 +147,22 @@ impl Attention {
         let parts: &[_] = if from.layout.fused_qkv { &fused } else { &split };
         let qkv = from.linear(parts, hidden, spec.bias.qkv)?;
         let output = from.linear(&[("self_attn.o_proj", hidden)], q, spec.bias.output)?;
-        let qk_norm = match spec.qk_norm {
-            None => None,
-            Some(QkNorm::PerHead(norm)) => Some((norm, spec.head_dim, spec.head_dim)),
-            Some(QkNorm::Whole(norm)) => Some((norm, q, kv)),
+        let head_norms = |scope| {
+            let q = HeadNorm::load(
+                from,
+                "self_attn.q_norm.weight",
+                [spec.heads, spec.head_dim],
+                scope,
+            )?;
+            let k = HeadNorm::load(
+                from,
+                "self_attn.k_norm.weight",
+                [spec.kv_heads, spec.head_dim],
+                scope,
+            )?;
+            Ok((q, k))
         };
-        let mut norm = |part, width, spec| Norm::new(from.vector(part, width)?, spec);
-        let qk_norm = match qk_norm {
-            None => None,
-            Some((spec, q, k)) => Some((
-                norm("self_attn.q_norm.weight", q, spec)?,
-                norm("self_attn.k_norm.weight", k, spec)?,
-            )),
-        };
+        let qk_norm = spec.qk_norm.map(head_norms).transpose()?;
         let sinks = match spec.sinks {
             true => Some(from.vector("self_attn.sinks", spec.heads)?),
             false => None,
@@ -202,8 +205,8 @@ impl Attention {
         let mut k = qkv.narrow(1, heads, kv_heads)?; // [T,K,D]
         let v = qkv.narrow(1, heads + kv_heads, kv_heads)?; // [T,K,D]
         if let Some((q_norm, k_norm)) = &self.qk_norm {
-            q = self.normed(q_norm, &q)?; // [T,H,D]
-            k = self.normed(k_norm, &k)?; // [T,K,D]
+            q = q_norm.forward(&q)?; // [T,H,D]
+            k = k_norm.forward(&k)?; // [T,K,D]
         }
         if let (Some(table), Some(spec)) = (&self.rope, &self.spec.rope) {
             q = rope(&q, table, spec.style, positions)?; // [T,H,D]
@@ -216,12 +219,46 @@ impl Attention {
         }
         Ok((q, k, v))
     }
+}
 
-    /// Heads `[T, heads, D]`, each normalised by itself, or all of a token together.
-    fn normed(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
-        match self.spec.qk_norm {
-            Some(QkNorm::Whole(_)) => Ok(norm.forward(&x.flatten_from(1)?)?.reshape(x.shape())?),
-            _ => norm.forward(x),
+/// The norm of queries, or of keys.
+struct HeadNorm {
+    norm: Norm,
+    scope: QkNorm,
+    /// `[heads, D]`, where each head has a weight of its own.
+    weights: Option<Tensor>,
+}
+
+impl HeadNorm {
+    fn load(
+        from: &mut LayerWeights<'_>,
+        name: &str,
+        [heads, head_dim]: [usize; 2],
+        scope: QkNorm,
+    ) -> Result<Self, LoadError> {
+        let mut weights = None;
+        let norm = match scope {
+            QkNorm::PerHead(norm) => Norm::new(from.vector(name, head_dim)?, norm)?,
+            QkNorm::Whole(norm) => Norm::new(from.vector(name, heads * head_dim)?, norm)?,
+            QkNorm::EachHead(norm) => {
+                let name = from.names.layer(from.index, name);
+                weights = Some(from.weights.vectors(&name, [heads, head_dim])?);
+                let ones =
+                    Tensor::ones(head_dim, DType::F32, &Device::Cpu).map_err(device_error)?;
+                Norm::new(ones, norm)?
+            }
+        };
+        Ok(Self { norm, scope, weights })
+    }
+
+    /// `x` and the result are `[T, heads, D]`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match (&self.scope, &self.weights) {
+            (QkNorm::Whole(_), _) => {
+                Ok(self.norm.forward(&x.flatten_from(1)?)?.reshape(x.shape())?)
+            }
+            (_, Some(weights)) => Ok(self.norm.forward(x)?.broadcast_mul(weights)?),
+            _ => self.norm.forward(x),
         }
     }
 }
@@ -234,14 +271,21 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
-    pub(crate) fn load(from: &mut LayerWeights<'_>, spec: &spec::Mlp) -> Result<Self, LoadError> {
+    /// The block whose projections are called `{name}.gate_proj` and so on.
+    pub(crate) fn load(
+        from: &mut LayerWeights<'_>,
+        name: &str,
+        spec: &spec::Mlp,
+    ) -> Result<Self, LoadError> {
         let (inter, hidden) = (spec.inter, from.hidden);
-        let split = [("mlp.gate_proj", inter), ("mlp.up_proj", inter)];
-        let fused = [("mlp.gate_up_proj", 2 * inter)];
+        let [gate, up, fused, down] =
+            ["gate_proj", "up_proj", "gate_up_proj", "down_proj"].map(|p| format!("{name}.{p}"));
+        let split = [(gate.as_str(), inter), (up.as_str(), inter)];
+        let fused = [(fused.as_str(), 2 * inter)];
         let gate_up: &[_] = if from.layout.fused_gate_up { &fused } else { &split };
         Ok(Self {
             gate_up: from.linear(gate_up, hidden, spec.bias)?,
-            down: from.linear(&[("mlp.down_proj", hidden)], inter, spec.bias)?,
+            down: from.linear(&[(&down, hidden)], inter, spec.bias)?,
             act: spec.act,
         })
     }

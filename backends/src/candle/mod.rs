@@ -12,6 +12,7 @@ mod families;
 mod layers;
 mod memory;
 mod model;
+mod moe;
 pub mod spec;
 mod timing;
 mod vocabulary;

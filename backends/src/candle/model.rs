@@ -44,9 +44,10 @@ impl CandleModel {
 
         let stated_dtype = families::stated_dtype(&config)?;
         let mut weights = Weights::open(source, stated_dtype.as_deref(), options, progress)?;
+        let names = weights.names(spec.layout, spec.layers.len());
+        spec.head.tied |= spec.layout.tied_unless_stored && !weights.has(&names.head());
         let dtype = weights.dtype();
         let decoder = Decoder::load(&spec, &mut weights, max_model_len)?;
-        let names = weights.names(spec.layout, spec.layers.len());
         let loaded = weights.finish(&names, spec.head.tied)?;
 
         progress.begin("preparing the cache");

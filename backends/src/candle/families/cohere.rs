@@ -2,7 +2,7 @@
 //! adjacent pairs, logits have a factor. Cohere 2 (Command R7B, Command A): three of four layers
 //! see a window; the fourth knows no positions.
 
-use super::super::spec::{LayerNorms, Mixer, ModelSpec, Norm, NormKind, Wiring};
+use super::super::spec::{LayerNorms, Mixer, ModelSpec, Norm, NormKind, QkNorm, Wiring};
 use super::windows::{pattern, slide};
 use super::{HfConfig, Result};
 use millstream_kernels::rope::RopeStyle;
@@ -22,7 +22,10 @@ pub(super) fn cohere(config: &HfConfig) -> Result<ModelSpec> {
     spec.head.scale = Some(config.f64("logit_scale")? as f32);
     let norm = Norm { kind: NormKind::Layer, ..Norm::rms(config.f64("layer_norm_eps")?) };
     spec.final_norm = norm;
+    let qk_norm = config.switch("use_qk_norm")?.then_some(QkNorm::EachHead(norm));
     for layer in &mut spec.layers {
+        let Mixer::Attention(attention) = &mut layer.mixer;
+        attention.qk_norm = qk_norm;
         layer.norms = LayerNorms { pre_mix: Some(norm), ..LayerNorms::default() };
         layer.wiring = Wiring::Parallel;
     }
@@ -30,6 +33,8 @@ pub(super) fn cohere(config: &HfConfig) -> Result<ModelSpec> {
 }
 
 pub(super) fn cohere2(config: &HfConfig) -> Result<ModelSpec> {
+    // Cohere 2 has no norms of queries and keys, whatever its files say.
+    config.only("use_qk_norm", &[json!(false)])?;
     let mut spec = cohere(config)?;
     let every = pattern(config)?;
     slide(config, &mut spec, |layer| (layer + 1) % every != 0)?;
@@ -43,7 +48,6 @@ pub(super) fn cohere2(config: &HfConfig) -> Result<ModelSpec> {
 
 /// Keys that the released files carry and nothing reads, at the only values they are known with.
 fn as_released(config: &HfConfig, every: usize) -> Result<()> {
-    config.get("cache_implementation");
     for (key, value) in [
         ("layer_switch", json!(every)),
         ("order_of_interleaved_layers", json!("local_attn_first")),

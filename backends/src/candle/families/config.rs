@@ -141,9 +141,13 @@ impl HfConfig {
         parse_token_ids(value).ok_or_else(|| self.wrong(key, "a token id or a list of them", value))
     }
 
-    pub(super) fn refuse_quantization(&self) -> Result<()> {
+    /// Refuses packed weights, but for these methods.
+    pub(super) fn refuse_quantization(&self, known: &[&str]) -> Result<()> {
         let Some(quantization) = self.get("quantization_config") else { return Ok(()) };
         let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
+        if known.contains(&method) {
+            return Ok(());
+        }
         Err(invalid(format!(
             "the weights are quantized (`quantization_config`, method `{method}`), which is not \
              supported yet; use the checkpoint in bf16, f16 or f32"

@@ -23,6 +23,10 @@ pub(super) const GEMMA3_DEFAULTS: &str = r#"{
 pub(super) fn gemma2(config: &HfConfig) -> Result<ModelSpec> {
     let mut spec = gemma(config)?;
     slide(config, &mut spec, |layer| layer % 2 == 0)?;
+    config.only(
+        "sliding_window_size",
+        &[config.get("sliding_window").cloned().unwrap_or_default()],
+    )?;
     let cap = config.optional_f64("attn_logit_softcapping")?.map(|cap| cap as f32);
     for layer in &mut spec.layers {
         let Mixer::Attention(attention) = &mut layer.mixer;

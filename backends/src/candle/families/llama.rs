@@ -48,7 +48,7 @@ pub(super) fn llama_with(config: &HfConfig, style: RopeStyle) -> Result<ModelSpe
 }
 
 /// The function that the gate goes through; Gemma's files have a name of their own for it.
-fn activation(config: &HfConfig) -> Result<Activation> {
+pub(super) fn activation(config: &HfConfig) -> Result<Activation> {
     let names = [("silu", Activation::Silu), ("gelu_pytorch_tanh", Activation::GeluTanh)];
     let key = if config.has("hidden_activation") { "hidden_activation" } else { "hidden_act" };
     config.only(key, &names.map(|(name, _)| json!(name)))?;
@@ -162,7 +162,6 @@ mod tests {
         let spec = spec.unwrap();
         let Mixer::Attention(attention) = &spec.layers[3].mixer;
         assert_eq!(attention.bias, AttentionBias { qkv: true, output: true });
-        let Ffn::Dense(mlp) = &spec.layers[3].ffn;
-        assert!(mlp.bias);
+        assert!(matches!(&spec.layers[3].ffn, Ffn::Dense(mlp) if mlp.bias));
     }
 }

@@ -19,12 +19,15 @@ mod golden;
 mod granite;
 mod llama;
 mod mistral;
+mod moe;
 mod nested;
 mod olmo;
 mod phi3;
 mod qwen;
 mod rope;
 mod smollm3;
+#[cfg(test)]
+pub(super) mod tests;
 mod windows;
 
 use super::spec::ModelSpec;
@@ -44,17 +47,21 @@ const FAMILIES: &[(&str, Read, &str)] = &[
     ("gemma3_text", gemma::gemma3, gemma::GEMMA3_DEFAULTS),
     ("glm", glm::glm, glm::DEFAULTS),
     ("glm4", glm::glm4, glm::DEFAULTS),
+    ("glm4_moe", moe::glm4_moe, moe::GLM4_MOE_DEFAULTS),
+    ("gpt_oss", moe::gpt_oss, moe::GPT_OSS_DEFAULTS),
     ("granite", granite::granite, granite::DEFAULTS),
     ("llama", llama::llama, "{}"),
     ("ministral", mistral::mistral, mistral::DEFAULTS),
     ("ministral3", mistral::ministral3, mistral::MINISTRAL3_DEFAULTS),
     ("mistral", mistral::mistral, mistral::DEFAULTS),
+    ("mixtral", moe::mixtral, moe::MIXTRAL_DEFAULTS),
     ("olmo2", olmo::olmo2, olmo::DEFAULTS),
     ("olmo3", olmo::olmo3, olmo::OLMO3_DEFAULTS),
     ("phi3", phi3::phi3, phi3::DEFAULTS),
     ("qwen2", qwen::qwen2, qwen::QWEN2_DEFAULTS),
     ("qwen2_5_vl_text", qwen::qwen2, qwen::QWEN2_VL_DEFAULTS),
     ("qwen3", qwen::qwen3, qwen::QWEN3_DEFAULTS),
+    ("qwen3_moe", moe::qwen3_moe, moe::QWEN3_MOE_DEFAULTS),
     ("qwen3_vl_text", qwen::qwen3, qwen::QWEN3_VL_DEFAULTS),
     ("smollm3", smollm3::smollm3, smollm3::DEFAULTS),
 ];
@@ -66,7 +73,9 @@ const NEUTRAL: &[&str] = &[
     "_name_or_path",
     "architectures",
     "attention_dropout",
+    "auto_map",
     "bos_token_id",
+    "cache_implementation",
     "do_sample",
     "dtype",
     "finetuning_task",
@@ -95,7 +104,6 @@ const NEUTRAL: &[&str] = &[
 /// Reads the spec of a supported model out of its `config.json`.
 pub(super) fn parse(config_json: &[u8]) -> Result<ModelSpec> {
     let config = HfConfig::parse(config_json)?;
-    config.refuse_quantization()?;
     let spec = match nested::split(&config)? {
         None => text_model(&config)?,
         Some(nested) => nested.model(text_model)?,
@@ -116,6 +124,8 @@ fn text_model(config: &HfConfig) -> Result<ModelSpec> {
             known.join(", ")
         )));
     };
+    // gpt-oss is released with packed experts, which are unpacked as they are loaded.
+    config.refuse_quantization(if model_type == "gpt_oss" { &["mxfp4"] } else { &[] })?;
     let config = config.with_defaults(defaults);
     let spec = read(&config)?;
     config.refuse_rest(NEUTRAL)?;
@@ -143,109 +153,5 @@ pub(crate) fn parse_token_ids(value: &Value) -> Option<Vec<u32>> {
     match value {
         Value::Array(ids) => ids.iter().map(id).collect(),
         one => id(one).map(|id| vec![id]),
-    }
-}
-
-#[cfg(test)]
-pub(super) mod tests {
-    use super::*;
-    use serde_json::json;
-
-    /// Llama-3.2-1B as released.
-    pub(crate) fn llama() -> Value {
-        json!({
-            "architectures": ["LlamaForCausalLM"], "attention_bias": false,
-            "attention_dropout": 0.0, "bos_token_id": 128000,
-            "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "hidden_act": "silu",
-            "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192,
-            "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama",
-            "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8,
-            "pretraining_tp": 1, "rms_norm_eps": 1e-5,
-            "rope_scaling": {
-                "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
-                "original_max_position_embeddings": 8192, "rope_type": "llama3"
-            },
-            "rope_theta": 500000.0, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
-            "transformers_version": "4.45.0.dev0", "use_cache": true, "vocab_size": 128256
-        })
-    }
-
-    /// Qwen3-0.6B as released.
-    pub(crate) fn qwen3() -> Value {
-        json!({
-            "architectures": ["Qwen3ForCausalLM"], "attention_bias": false,
-            "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645,
-            "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024, "initializer_range": 0.02,
-            "intermediate_size": 3072, "max_position_embeddings": 40960, "max_window_layers": 28,
-            "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28,
-            "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_scaling": null,
-            "rope_theta": 1000000, "sliding_window": null, "tie_word_embeddings": true,
-            "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": true,
-            "use_sliding_window": false, "vocab_size": 151936
-        })
-    }
-
-    pub(crate) fn with(mut config: Value, key: &str, value: Value) -> Value {
-        config[key] = value;
-        config
-    }
-
-    pub(crate) fn spec(config: &Value) -> Result<ModelSpec> {
-        parse(config.to_string().as_bytes())
-    }
-
-    #[test]
-    fn what_is_not_understood_is_refused_by_name() {
-        let cases = [
-            (
-                "model_type",
-                json!("gpt2"),
-                "model_type `gpt2` is not supported (supported: cohere, cohere2, ge",
-            ),
-            ("hidden_act", json!("gelu"), "`hidden_act` is \"gelu\", which is not supported"),
-            ("logits_scaling", json!(8.0), "`logits_scaling` is 8.0, which is not supported"),
-            ("quantization_config", json!({"quant_method": "fp8"}), "method `fp8`"),
-            (
-                "rope_scaling",
-                json!({"type": "dynamic", "factor": 4.0}),
-                "`rope_scaling.type` is \"dy",
-            ),
-            ("rope_scaling", json!({"type": "linear", "factor": 4.0, "mscale": 1.0}), "mscale"),
-            ("rope_scaling", json!({"type": "linear"}), "`rope_scaling.factor` is missing"),
-            ("rope_scaling", json!([1]), "`rope_scaling` must be an object, not [1]"),
-            ("partial_rotary_factor", json!(1.5), "rope rotates 96 of 64 values"),
-            ("hidden_size", json!(-4), "`hidden_size` must be a whole number below 2^32, not -4"),
-            ("hidden_size", Value::Null, "`hidden_size` is missing"),
-            ("num_key_value_heads", json!(7), "32 heads are not a multiple of 7 KV heads"),
-            ("num_hidden_layers", json!(100_000), "100000 layers"),
-            ("head_dim", json!(63), "rope rotates 63 of 63 values"),
-            ("eos_token_id", json!("</s>"), "`eos_token_id` must be a token id"),
-        ];
-        for (key, value, want) in cases {
-            let error = spec(&with(llama(), key, value)).unwrap_err().to_string();
-            assert!(error.contains(want), "{key}: {error}");
-        }
-        assert!(parse(b"{").unwrap_err().to_string().contains("not JSON"));
-    }
-
-    #[test]
-    fn keys_that_say_nothing_are_accepted() {
-        let cases = [
-            ("some_new_switch", json!(false)),
-            ("some_new_value", Value::Null),
-            ("partial_rotary_factor", json!(1.0)),
-            ("_name_or_path", json!("here")),
-        ];
-        for (key, value) in cases {
-            assert_eq!(spec(&with(llama(), key, value)).unwrap(), spec(&llama()).unwrap(), "{key}");
-        }
-    }
-
-    #[test]
-    fn the_stated_dtype_has_two_names() {
-        let read = |key: &str| stated_dtype(format!(r#"{{"{key}": "float16"}}"#).as_bytes());
-        assert_eq!(read("dtype").unwrap().as_deref(), Some("float16"));
-        assert_eq!(read("torch_dtype").unwrap().as_deref(), Some("float16"));
-        assert_eq!(read("other").unwrap(), None);
     }
 }

@@ -36,12 +36,14 @@ pub(super) fn split(config: &HfConfig) -> Result<Option<Nested<'_>>> {
 impl Nested<'_> {
     /// Reads the text model with `read`, and what the outer configuration says of it.
     pub(super) fn model(&self, read: fn(&HfConfig) -> Result<ModelSpec>) -> Result<ModelSpec> {
-        self.text.refuse_quantization()?;
+        self.outer.refuse_quantization(&[])?;
         let mut spec = read(&self.text)?;
         spec.layout.nested = true;
-        if self.outer.has("tie_word_embeddings") {
-            spec.head.tied = self.outer.switch("tie_word_embeddings")?;
+        let key = "tie_word_embeddings";
+        if self.outer.has(key) {
+            spec.head.tied = self.outer.switch(key)?;
         }
+        spec.layout.tied_unless_stored = !self.outer.has(key) && !self.text.has(key);
         for id in self.outer.token_ids("eos_token_id")? {
             if !spec.eos.contains(&id) {
                 spec.eos.push(id);

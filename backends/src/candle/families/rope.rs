@@ -36,9 +36,15 @@ pub(super) fn rope(
 /// The rotation of the layers with a window, in families where parameters that are not told apart
 /// by kind are those of the other layers.
 pub(super) fn local_rope(config: &HfConfig, head_dim: usize, theta: f64) -> Result<Rope> {
-    match parameters(config, "")?.is_none() && config.has("rope_parameters") {
-        true => rope(config, SLIDING, head_dim, RopeStyle::Half),
-        false => {
+    let (is_new, is_flat) = (config.has("rope_parameters"), parameters(config, "")?.is_some());
+    match (is_new, is_flat) {
+        (true, false) => rope(config, SLIDING, head_dim, RopeStyle::Half),
+        // Transformers takes such a file for one that says nothing of either kind.
+        (true, true) if !config.has("rope_scaling") => {
+            let rule = format!("an object with `{FULL}` and `{SLIDING}`");
+            Err(config.wrong("rope_parameters", &rule, &json!("one for all layers")))
+        }
+        _ => {
             let (style, scaling) = (RopeStyle::Half, RopeScaling::None);
             Ok(Rope { dims: head_dim, theta, style, scaling })
         }

@@ -27,5 +27,7 @@ pub(super) fn smollm3(config: &HfConfig) -> Result<ModelSpec> {
         attention.rope = attention.rope.take().filter(|_| *rotates);
     }
     slide_if_used(config, &mut spec, |layer| !rotates[layer])?;
+    config.get("max_window_layers");
+    config.get("no_rope_layer_interval");
     Ok(spec)
 }

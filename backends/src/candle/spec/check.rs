@@ -1,9 +1,12 @@
 //! What every later computation takes for granted of a spec; an error names the broken rule.
 
 use super::{Attention, Ffn, Mixer, ModelSpec, Rope, RopeScaling};
+use millstream_kernels::activation::Activation;
 
 /// A model with more layers than this is a broken configuration, not a model.
 const MAX_LAYERS: usize = 4096;
+/// Of experts per layer.
+const MAX_EXPERTS: usize = 4096;
 
 type Result<T = (), E = String> = std::result::Result<T, E>;
 
@@ -27,11 +30,37 @@ impl ModelSpec {
         for layer in &self.layers {
             let Mixer::Attention(attention) = &layer.mixer;
             attention.check()?;
-            let Ffn::Dense(mlp) = &layer.ffn;
-            at_least_one("intermediate_size", mlp.inter)?;
+            layer.ffn.check()?;
             optional_positive("residual factor", layer.residual_scale)?;
         }
         Ok(())
+    }
+}
+
+impl Ffn {
+    fn check(&self) -> Result {
+        let moe = match self {
+            Self::Dense(mlp) => return at_least_one("intermediate_size", mlp.inter),
+            Self::Moe(moe) => moe,
+        };
+        at_least_one("intermediate_size of an expert", moe.expert.inter)?;
+        if let Some(shared) = &moe.shared {
+            at_least_one("intermediate_size of the shared expert", shared.inter)?;
+        }
+        if let Activation::ClampedSwish { alpha, limit } = moe.expert.act {
+            positive("swiglu_alpha", f64::from(alpha))?;
+            positive("swiglu_limit", f64::from(limit))?;
+        }
+        let (experts, top_k) = (moe.experts, moe.routing.top_k);
+        if experts > MAX_EXPERTS || !(1..=experts).contains(&top_k) {
+            return Err(format!("{top_k} of {experts} experts (at most {MAX_EXPERTS}) a token"));
+        }
+        let Some(groups) = moe.routing.groups else { return Ok(()) };
+        let size = experts / groups.num.max(1);
+        match groups.num * size == experts && (1..=groups.num).contains(&groups.keep) {
+            true if size >= 2 && groups.keep * size >= top_k => Ok(()),
+            _ => Err(format!("{groups:?} do not part {experts} experts, {top_k} of which act")),
+        }
     }
 }
 

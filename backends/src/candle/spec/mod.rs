@@ -12,9 +12,11 @@
 
 mod check;
 mod layout;
+mod moe;
 mod rope;
 
-pub use layout::{Layout, NormNames};
+pub use layout::{ExpertNames, Layout, NormNames};
+pub use moe::Moe;
 pub use rope::{PositionScale, Rope, RopeScaling};
 
 use millstream_kernels::activation::Activation;
@@ -168,6 +170,8 @@ pub struct AttentionBias {
 pub enum QkNorm {
     /// Over each head of `D` values, with one weight of `[D]` for all heads.
     PerHead(Norm),
+    /// Over each head, with a weight of its own for each: `[H, D]` for q and `[K, D]` for k.
+    EachHead(Norm),
     /// Over all heads together, with a weight of `[H * D]` for q and `[K * D]` for k.
     Whole(Norm),
 }
@@ -177,6 +181,8 @@ pub enum QkNorm {
 pub enum Ffn {
     /// One gated block for every token.
     Dense(Mlp),
+    /// A few of many blocks for each token.
+    Moe(Moe),
 }
 
 /// `down(act(gate(x)) * up(x))`.

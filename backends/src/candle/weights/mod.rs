@@ -11,6 +11,8 @@
 
 mod dummy;
 pub(crate) mod element;
+pub(crate) mod experts;
+mod mxfp4;
 pub(crate) mod names;
 mod safetensors;
 
@@ -96,8 +98,12 @@ impl Weights {
 
     /// What this checkpoint calls the tensors of a model.
     pub(crate) fn names(&self, layout: Layout, num_layers: usize) -> Names {
-        let has = |name: &str| self.checkpoint.as_ref().is_some_and(|all| all.get(name).is_some());
-        Names::new(layout, num_layers, has)
+        Names::new(layout, num_layers, |name| self.has(name))
+    }
+
+    /// Whether the checkpoint has a tensor of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.checkpoint.as_ref().is_some_and(|all| all.get(name).is_some())
     }
 
     /// What matrices, and the cache, are computed in.
@@ -119,6 +125,85 @@ impl Weights {
         self.take::<f32>(parts, None)
     }
 
+    /// A tensor of `[E, rows, columns]`, as `E` matrices in `dtype`.
+    pub(crate) fn matrices(
+        &mut self,
+        name: &str,
+        shape: [usize; 3],
+    ) -> Result<Vec<Tensor>, LoadError> {
+        self.check(name, &shape)?;
+        let [experts, rows, columns] = shape;
+        let one = |weights: &mut Self, expert: usize| match weights.dtype {
+            DType::F32 => weights.slice::<f32>(name, expert, [rows, columns]),
+            DType::F16 => weights.slice::<half::f16>(name, expert, [rows, columns]),
+            _ => weights.slice::<half::bf16>(name, expert, [rows, columns]),
+        };
+        (0..experts).map(|expert| one(self, expert)).collect()
+    }
+
+    /// A tensor of `[E, len]`, in f32.
+    pub(crate) fn vectors(&mut self, name: &str, shape: [usize; 2]) -> Result<Tensor, LoadError> {
+        self.check(name, &shape)?;
+        self.slice::<f32>(name, 0, shape)
+    }
+
+    /// The matrix of this shape that lies `index` matrices into a tensor.
+    fn slice<T: Element>(
+        &mut self,
+        name: &str,
+        index: usize,
+        [rows, columns]: [usize; 2],
+    ) -> Result<Tensor, LoadError> {
+        let mut out = T::zeros(rows * columns);
+        self.fill(name, index * rows * columns, &mut out)?;
+        Tensor::from_vec(out, (rows, columns), &Device::Cpu).map_err(device_error)
+    }
+
+    /// A tensor of `[E, rows, columns]` in MXFP4, in two parts, as `E` matrices in `dtype`.
+    pub(crate) fn mxfp4(
+        &mut self,
+        name: &str,
+        [experts, rows, columns]: [usize; 3],
+    ) -> Result<Vec<Tensor>, LoadError> {
+        let per_row = columns / mxfp4::BLOCK;
+        let (blocks, scales) = (format!("{name}_blocks"), format!("{name}_scales"));
+        self.check(&blocks, &[experts, rows, per_row, mxfp4::BLOCK_BYTES])?;
+        self.check(&scales, &[experts, rows, per_row])?;
+        let unpacked = (0..experts).map(|expert| match self.dtype {
+            DType::F32 => self.unpacked::<f32>([&blocks, &scales], expert, [rows, columns]),
+            DType::F16 => self.unpacked::<half::f16>([&blocks, &scales], expert, [rows, columns]),
+            _ => self.unpacked::<half::bf16>([&blocks, &scales], expert, [rows, columns]),
+        });
+        let unpacked = unpacked.collect::<Result<_, _>>()?;
+        for (name, bytes) in [(&blocks, mxfp4::BLOCK_BYTES), (&scales, 1)] {
+            self.took(name, experts * rows * per_row * bytes);
+        }
+        self.num_parameters += (experts * rows * columns) as u64;
+        Ok(unpacked)
+    }
+
+    fn unpacked<T: Element>(
+        &self,
+        names: [&str; 2],
+        expert: usize,
+        [rows, columns]: [usize; 2],
+    ) -> Result<Tensor, LoadError> {
+        let bytes = |name: &str, per_block: usize| {
+            let missing = || LoadError::MissingTensor { name: name.into() };
+            let entry =
+                self.checkpoint.as_ref().and_then(|all| all.get(name)).ok_or_else(missing)?;
+            if entry.dtype != Dtype::U8 {
+                let rule = format!("tensor `{name}` is stored as {:?}, not as bytes", entry.dtype);
+                return Err(in_checkpoint(rule));
+            }
+            let len = rows * columns / mxfp4::BLOCK * per_block;
+            Ok(&entry.bytes()[expert * len..][..len])
+        };
+        let mut out = T::zeros(rows * columns);
+        mxfp4::unpack(bytes(names[0], mxfp4::BLOCK_BYTES)?, bytes(names[1], 1)?, &mut out);
+        Tensor::from_vec(out, (rows, columns), &Device::Cpu).map_err(device_error)
+    }
+
     fn take<T: Element>(
         &mut self,
         parts: &[Part],
@@ -134,7 +219,7 @@ impl Weights {
         let mut rest = out.as_mut_slice();
         for (name, rows) in parts {
             let (part, after) = rest.split_at_mut(rows * row);
-            self.fill(name, part)?;
+            self.fill(name, 0, part)?;
             rest = after;
         }
         let tensor = match columns {
@@ -157,13 +242,18 @@ impl Weights {
         Ok(())
     }
 
-    fn fill<T: Element>(&mut self, name: &str, out: &mut [T]) -> Result<(), LoadError> {
-        self.taken.insert(name.to_owned());
+    /// Fills `out` with the elements of a tensor from `first` on.
+    fn fill<T: Element>(
+        &mut self,
+        name: &str,
+        first: usize,
+        out: &mut [T],
+    ) -> Result<(), LoadError> {
         self.num_parameters += out.len() as u64;
         let Some(checkpoint) = &self.checkpoint else {
             self.progress.begin("making random weights");
-            self.digest.update(format!("random {name} {}\n", out.len()));
-            dummy::fill(name, out);
+            self.digest.update(format!("random {name} {first} {}\n", out.len()));
+            dummy::fill(&if first == 0 { name.to_owned() } else { format!("{name}.{first}") }, out);
             return Ok(());
         };
         let Some(entry) = checkpoint.get(name) else {
@@ -175,11 +265,23 @@ impl Weights {
                 "tensor `{name}` is stored as {stored:?}; f32, f16 and bf16 are supported"
             )));
         };
-        element::convert(entry.bytes(), stored, out);
-        update_digest(&mut self.digest, name, entry);
-        self.taken_bytes += entry.bytes().len() as u64;
-        self.progress.set("loading weights", self.taken_bytes, self.total_bytes);
+        let size = stored.size_in_bytes();
+        let range = first * size..(first + out.len()) * size;
+        let num_bytes = range.len();
+        element::convert(&entry.bytes()[range], stored, out);
+        self.took(name, num_bytes);
         Ok(())
+    }
+
+    /// Notes that so many bytes of a tensor of the checkpoint were read.
+    fn took(&mut self, name: &str, num_bytes: usize) {
+        let entry = self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.get(name));
+        let is_new = self.taken.insert(name.to_owned());
+        if let Some(entry) = entry.filter(|_| is_new) {
+            update_digest(&mut self.digest, name, entry);
+        }
+        self.taken_bytes += num_bytes as u64;
+        self.progress.set("loading weights", self.taken_bytes, self.total_bytes);
     }
 
     /// Ends the taking. A tensor that nobody asked for is refused by name, unless it only repeats

@@ -2,7 +2,7 @@
 //!
 //! The one place that knows: the decoder asks for parts by their role.
 
-use crate::candle::spec::{Layout, NormNames};
+use crate::candle::spec::{ExpertNames, Layout, NormNames};
 
 /// The names of one checkpoint.
 #[derive(Clone, Debug)]
@@ -31,6 +31,17 @@ pub(crate) enum NormRole {
     PostMix,
     PreFfn,
     PostFfn,
+}
+
+/// The names of a layer's experts, below the layer's own name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MoeNames {
+    /// The projection that chooses.
+    pub(crate) router: &'static str,
+    /// All experts together, or each under its number.
+    pub(crate) experts: &'static str,
+    /// Gate, up and down of an expert that has tensors of its own.
+    pub(crate) parts: [&'static str; 3],
 }
 
 impl Names {
@@ -76,6 +87,19 @@ impl Names {
             (NormNames::Glm, NormRole::PostMix) => "post_self_attn_layernorm.weight",
             (NormNames::Glm, NormRole::PostFfn) => "post_mlp_layernorm.weight",
         }
+    }
+
+    /// What a layer's experts are called.
+    pub(crate) fn moe(&self) -> MoeNames {
+        let projections = ["gate_proj", "up_proj", "down_proj"];
+        let (router, experts, parts) = match self.layout.experts {
+            ExpertNames::Qwen => ("mlp.gate", "mlp.experts", projections),
+            ExpertNames::Mixtral => {
+                ("block_sparse_moe.gate", "block_sparse_moe.experts", ["w1", "w3", "w2"])
+            }
+            ExpertNames::GptOss => ("mlp.router", "mlp.experts", projections),
+        };
+        MoeNames { router, experts, parts }
     }
 
     /// Whether a tensor may stay unread: it repeats what the configuration says (rope frequencies

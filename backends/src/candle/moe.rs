@@ -1,0 +1,96 @@
+//! The mixture-of-experts layer: each token goes through the few experts that a router chooses.
+//!
+//! Rows are brought together by expert, so that an expert's weights are read once for all of them;
+//! a row's result is that of the row alone, because every product's is, and because what a token's
+//! experts give is added in the order in which they were chosen.
+//!
+//! Activations are f32. `T` tokens in the batch, `E` experts, `k` of them per token.
+
+use super::device_error;
+use super::layers::{LayerWeights, Linear, Mlp};
+use super::spec;
+use super::weights::experts::ExpertSource;
+use crate::LoadError;
+use candle_core::Tensor;
+use millstream_kernels::linear::{LinearWeight, grouped_linear};
+use millstream_kernels::moe;
+use millstream_kernels::{KernelError, activation, add::add};
+
+type Result<T, E = KernelError> = std::result::Result<T, E>;
+
+/// The experts of a layer, with what chooses among them.
+pub(crate) struct Moe {
+    spec: spec::Moe,
+    router: Linear,
+    /// `[E]`.
+    select_bias: Option<Tensor>,
+    gate_up: Experts,
+    down: Experts,
+    shared: Option<Mlp>,
+}
+
+impl Moe {
+    pub(crate) fn load(from: &mut LayerWeights<'_>, spec: &spec::Moe) -> Result<Self, LoadError> {
+        let (names, hidden) = (from.names.moe(), from.hidden);
+        let router = from.linear(&[(names.router, spec.experts)], hidden, spec.router_bias)?;
+        let select_bias = match spec.select_bias {
+            true => {
+                let name = format!("{}.e_score_correction_bias", names.router);
+                Some(from.vector(&name, spec.experts)?)
+            }
+            false => None,
+        };
+        let (layout, layer) = (from.layout.experts, from.index);
+        let mut source =
+            ExpertSource { weights: &mut *from.weights, names: from.names, layout, layer, hidden };
+        let experts = source.take(spec)?;
+        let shared = match &spec.shared {
+            Some(mlp) => Some(Mlp::load(from, "mlp.shared_experts", mlp)?),
+            None => None,
+        };
+        Ok(Self {
+            spec: spec.clone(),
+            router,
+            select_bias,
+            gate_up: Experts::pack(&experts.gate_up, experts.gate_up_bias)?,
+            down: Experts::pack(&experts.down, experts.down_bias)?,
+            shared,
+        })
+    }
+
+    /// `x` and the result are `[T, hidden]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let logits = self.router.forward(x)?; // [T,E]
+        let routes = moe::route(&logits, self.select_bias.as_ref(), &self.spec.routing)?;
+        let grouping = moe::Grouping::new(&routes, self.spec.experts)?;
+        let rows = moe::gather(x, &grouping)?; // [T*k,hidden]
+        let gate_up = self.gate_up.forward(&rows, grouping.ends())?; // [T*k,2*inter]
+        let inner = activation::gated(&gate_up, self.spec.expert.act)?; // [T*k,inter]
+        let rows = self.down.forward(&inner, grouping.ends())?; // [T*k,hidden]
+        let mixed = moe::combine(&rows, &grouping, &routes.weights)?; // [T,hidden]
+        match &self.shared {
+            Some(shared) => add(&mixed, &shared.forward(x)?),
+            None => Ok(mixed),
+        }
+    }
+}
+
+/// A projection for each expert.
+struct Experts {
+    /// `E` of them.
+    weights: Vec<LinearWeight>,
+    /// `[E, N]`.
+    bias: Option<Tensor>,
+}
+
+impl Experts {
+    fn pack(matrices: &[Tensor], bias: Option<Tensor>) -> Result<Self, LoadError> {
+        let weights: Result<_, _> = matrices.iter().map(LinearWeight::pack).collect();
+        Ok(Self { weights: weights.map_err(device_error)?, bias })
+    }
+
+    /// Rows `[R, K]`, those of expert e before `ends[e]`; gives `[R, N]`.
+    fn forward(&self, rows: &Tensor, ends: &[u32]) -> Result<Tensor> {
+        grouped_linear(rows, ends, &self.weights, self.bias.as_ref())
+    }
+}
