@@ -67,3 +67,15 @@ fn a_sequence_among_31_others_has_the_same_bits() {
         ],
     );
 }
+
+#[test]
+fn a_prompt_that_finds_its_beginning_in_the_cache_has_the_same_bits() {
+    for case in CASES {
+        let mut runner = Runner::new(load(case, None), vec![prompt(LEN, 0), prompt(LEN, 0)]);
+        runner.step(&[(0, LEN)]);
+        runner.share(0, 1, 2);
+        runner.step(&[(1, 10)]);
+        runner.step(&[(1, LEN - 42)]);
+        assert!(runner.logits(0) == runner.logits(1), "{case}");
+    }
+}

@@ -83,8 +83,12 @@ fn largest_difference(runner: &Runner, want: &Expected) -> f32 {
     let got = runner.logits(0);
     assert_eq!(got.len(), want.ids.len(), "every token is computed once");
     let pairs = got.iter().flatten().zip(want.logits.iter().flatten());
-    // A NaN is no difference at all to `f32::max`.
-    pairs.map(|(got, want)| (got - want).abs()).fold(0.0, |a, b| if a >= b { a } else { b })
+    let difference = |(got, want): (&f32, &f32)| match (got - want).abs() {
+        // `f32::max` would pass over it.
+        nan if nan.is_nan() => f32::INFINITY,
+        difference => difference,
+    };
+    pairs.map(difference).fold(0.0, f32::max)
 }
 
 /// Runs the prompt as sequence 0 through these steps, beside sequences 1 and 2, on every case.
@@ -97,7 +101,7 @@ fn check(steps: &[Vec<Row>]) {
         steps.iter().for_each(|rows| runner.step(rows));
         let error = largest_difference(&runner, &want);
         println!("{case}: largest difference {error:.1e}, allowed {tolerance:.1e}");
-        if !(error <= tolerance) {
+        if error > tolerance {
             wrong.push(format!("{case}: {error} exceeds {tolerance}"));
         }
     }
@@ -140,14 +144,15 @@ fn a_prompt_batched_with_others_has_the_logits_of_transformers() {
 }
 
 #[test]
-fn a_prompt_that_finds_its_beginning_in_the_cache_has_the_same_bits() {
-    for &(case, dtype, _) in CASES {
-        let ids = expected(case, "expected.safetensors").ids;
-        let mut runner = Runner::new(load(case, dtype), vec![ids.clone(), ids]);
-        runner.step(&[(0, 45)]);
-        runner.share(0, 1, 2);
-        runner.step(&[(1, 13)]);
-        assert!(runner.logits(0) == runner.logits(1), "{case}");
+fn a_prompt_that_finds_its_beginning_in_the_cache_has_the_logits_of_transformers() {
+    for &(case, dtype, tolerance) in CASES {
+        let want = expected(case, "expected.safetensors");
+        let mut runner = Runner::new(load(case, dtype), vec![want.ids.clone(), want.ids.clone()]);
+        runner.step(&[(1, 45)]);
+        runner.share(1, 0, 2);
+        runner.step(&[(0, 13)]);
+        let error = largest_difference(&runner, &want);
+        assert!(error <= tolerance, "{case}: {error} exceeds {tolerance}");
     }
 }
 
