@@ -7,7 +7,7 @@ fn small_config() -> MockConfig {
     MockConfig {
         vocab_size: 50,
         block_size: 4,
-        num_blocks: 14,
+        cache_groups: vec![MockGroup::full(14)],
         max_slots: 4,
         max_model_len: 40,
         max_batch_tokens: 12,
@@ -102,7 +102,7 @@ const POISON: u32 = 49;
 
 #[test]
 fn a_request_that_keeps_killing_workers_is_fenced_and_the_others_finish() {
-    let config = MockConfig { num_blocks: 64, ..small_config() };
+    let config = MockConfig { cache_groups: vec![MockGroup::full(64)], ..small_config() };
     let mut world = World::new(config, engine_config(), None);
     world.connect().unwrap();
     for id in 0..4 {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_backends::executor::Executor;
-use millstream_backends::mock::{MockConfig, MockModel, reference_text};
+use millstream_backends::mock::{MockConfig, MockGroup, MockModel, reference_text};
 use millstream_proto::{Step, StepOutput};
 
 use super::core::{EngineConfig, EngineCore, Input};

@@ -91,7 +91,7 @@ impl Life {
         let config = MockConfig {
             vocab_size: 20,
             block_size,
-            num_blocks,
+            cache_groups: vec![MockGroup::full(num_blocks)],
             max_slots: rng.random_range(1..=10),
             max_model_len: rng.random_range(24..=48),
             max_batch_tokens: rng.random_range(2..=60),
