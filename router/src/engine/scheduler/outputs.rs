@@ -178,6 +178,10 @@ impl Scheduler {
     fn restart_sharers(&mut self, found: &Trusted) {
         let Trusted { id: owner, place, block, .. } = *found;
         for index in self.running.clone() {
+            if !self.sequences.is_live(index) {
+                // Another row of this output has ended it.
+                continue;
+            }
             let sequence = self.sequences.get_mut(index);
             if sequence.id == owner || sequence.table.get(place) != Some(&block) {
                 continue;
