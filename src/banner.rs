@@ -61,9 +61,12 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// Tokens that fit into the smallest group of cache blocks.
+/// Tokens that fit into the smallest group of cache blocks, of those that keep all of a sequence if
+/// there are any.
 fn cache_tokens(info: &WorkerInfo) -> u64 {
-    let blocks = info.cache_groups.iter().map(|group| u64::from(group.num_blocks)).min();
+    let keeps_all = info.cache_groups.iter().any(|group| group.window == 0);
+    let groups = info.cache_groups.iter().filter(|group| !keeps_all || group.window == 0);
+    let blocks = groups.map(|group| u64::from(group.num_blocks)).min();
     blocks.unwrap_or(0) * u64::from(info.block_size)
 }
 
@@ -88,7 +91,10 @@ mod tests {
             dtype: "f32".into(),
             max_model_len: 1024,
             block_size: 16,
-            cache_groups: vec![CacheGroup { num_blocks: 100, ..Default::default() }],
+            cache_groups: vec![
+                CacheGroup { num_blocks: 10, window: 64, ..Default::default() },
+                CacheGroup { num_blocks: 100, ..Default::default() },
+            ],
             ..Default::default()
         };
         let address = address.parse().unwrap();

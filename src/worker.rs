@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use millstream_backends::candle::{self, LoadOptions};
-use millstream_backends::mock::{MockConfig, MockModel};
+use millstream_backends::mock::{MockConfig, MockGroup, MockModel};
 use millstream_backends::{LoadError, Model, Progress};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -130,7 +130,7 @@ fn mock_config(settings: &str, args: &ModelArgs) -> Result<MockConfig, LoadError
         let value: u32 = value.parse().map_err(|_| wrong("has no number as its value"))?;
         match key {
             "vocab_size" => config.vocab_size = value,
-            "num_blocks" => config.num_blocks = value,
+            "num_blocks" => config.cache_groups = vec![MockGroup::full(value)],
             "eos_every" => config.eos_every = Some(value),
             "step_delay_ms" => config.step_delay = Duration::from_millis(u64::from(value)),
             "trusting" => config.trusting = value != 0,

@@ -62,7 +62,9 @@ impl<'a> Batch<'a> {
         batch
     }
 
-    /// The rows' block tables in a cache group, `[S]` of as many blocks as the sequence holds.
+    /// The rows' block tables in a cache group, `[S]` of a block for each place up to the row's end
+    /// or beyond. In a group with a window the places that it has passed hold any number, also
+    /// [`NO_BLOCK`](millstream_proto::NO_BLOCK): whoever reads the tables must not look there.
     pub fn block_tables(&self, group: usize) -> Vec<&[u32]> {
         self.rows.iter().map(|row| row.sequence.block_tables[group].as_slice()).collect()
     }

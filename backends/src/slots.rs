@@ -7,13 +7,14 @@
 //! so that whichever output the router reads first says why.
 //!
 //! Invariants:
-//! - a planned row lies within its sequence's tokens, and its blocks cover it in every group;
+//! - a planned row lies within its sequence's tokens, and in every group its blocks cover what it
+//!   reads and writes: all positions up to its end, or those from its first window on;
 //! - a planned row starts at `num_computed`, so nothing is computed twice and nothing skipped;
 //! - a slot has at most one row in a step.
 //!
 //! This module knows tokens, slots and block ids. It does not know the model or the device.
 
-use millstream_proto::{AddSequence, CONTINUE, Step, WorkerInfo};
+use millstream_proto::{AddSequence, CONTINUE, CacheGroup, NO_BLOCK, Step, WorkerInfo};
 use tracing::warn;
 
 use crate::batch::{Batch, BatchRow};
@@ -29,7 +30,8 @@ pub struct Sequence {
     pub tokens: Vec<u32>,
     /// Tokens whose keys and values are in the cache.
     pub num_computed: usize,
-    /// Per cache group, the blocks that hold them, in order; tables only grow.
+    /// Per cache group, the blocks that hold them, in order; tables only grow. A place that the
+    /// group's window has passed holds a block that may be another's by now, or [`NO_BLOCK`].
     pub block_tables: Vec<Vec<u32>>,
     /// How its tokens are drawn.
     pub sampling: SamplingParams,
@@ -77,13 +79,28 @@ struct Limits {
     max_batch_tokens: usize,
     vocab_size: u32,
     block_size: usize,
-    /// Per cache group, its blocks.
-    num_blocks: Vec<u32>,
+    groups: Vec<GroupLimits>,
+}
+
+#[derive(Debug)]
+struct GroupLimits {
+    num_blocks: u32,
+    /// Positions that a query sees, its own included; `None` for all.
+    window: Option<usize>,
+}
+
+impl GroupLimits {
+    /// The first position that a query at `position` sees.
+    fn first_visible(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
 }
 
 #[derive(Debug, Default)]
 struct Entry {
     sequence: Sequence,
+    /// Per cache group, the places up to the last one without a block.
+    first_blocks: Vec<usize>,
     /// A row has been planned. Before that, the prefix that was found in the cache is unknown.
     started: bool,
     failure: Option<RowFailure>,
@@ -115,7 +132,7 @@ impl Slots {
             max_batch_tokens: info.max_batch_tokens as usize,
             vocab_size: info.vocab_size,
             block_size: info.block_size as usize,
-            num_blocks: info.cache_groups.iter().map(|group| group.num_blocks).collect(),
+            groups: info.cache_groups.iter().map(group_limits).collect(),
         };
         let entries = (0..info.max_slots).map(|_| None).collect();
         Slots { limits, entries, num_steps: 0 }
@@ -213,27 +230,36 @@ impl Slots {
             prompt_len: add.prompt_len as usize,
             tokens: add.tokens,
             num_computed: 0,
-            block_tables: vec![Vec::new(); self.limits.num_blocks.len()],
+            block_tables: vec![Vec::new(); self.limits.groups.len()],
             sampling: checked.unwrap_or_default(),
             seed: add.seed,
             choice: add.choice,
             stop_token_ids: add.stop_token_ids,
             ended: false,
         };
-        *entry = Some(Entry { sequence, failure, ..Entry::default() });
+        let first_blocks = vec![0; self.limits.groups.len()];
+        *entry = Some(Entry { sequence, first_blocks, failure, ..Entry::default() });
     }
 
     fn append_block(&mut self, slot: u32, group: usize, block: u32) {
         let Some(entry) = self.entries.get_mut(slot as usize).and_then(Option::as_mut) else {
             return warn!(slot, block, "new block for an empty slot");
         };
-        match self.limits.num_blocks.get(group) {
-            None => entry.fail(RowFailure::protocol(format!("no cache group {group}"))),
-            Some(num_blocks) if block >= *num_blocks => {
-                let rule = format!("block {block} is beyond the {num_blocks} of group {group}");
-                entry.fail(RowFailure::protocol(rule));
-            }
-            Some(_) => entry.sequence.block_tables[group].push(block),
+        let Some(limits) = self.limits.groups.get(group) else {
+            return entry.fail(RowFailure::protocol(format!("no cache group {group}")));
+        };
+        let table = &mut entry.sequence.block_tables[group];
+        if block < limits.num_blocks {
+            table.push(block);
+        } else if block == NO_BLOCK && limits.window.is_some() {
+            table.push(block);
+            entry.first_blocks[group] = table.len();
+        } else {
+            let rule = match block {
+                NO_BLOCK => format!("a place without a block in group {group}, which sees all"),
+                _ => format!("block {block} is beyond the {} of group {group}", limits.num_blocks),
+            };
+            entry.fail(RowFailure::protocol(rule));
         }
     }
 
@@ -348,12 +374,33 @@ impl Limits {
         if len > budget {
             return Err(format!("row {start}+{len} exceeds max_batch_tokens by {}", len - budget));
         }
-        let needed = end.div_ceil(self.block_size);
-        match sequence.block_tables.iter().map(Vec::len).find(|held| *held < needed) {
-            Some(held) => {
-                Err(format!("row {start}+{len} needs {needed} blocks, the table has {held}"))
-            }
-            None => Ok(start),
-        }
+        self.check_blocks(entry, start, end)?;
+        Ok(start)
     }
+
+    /// Checks that the blocks of a row cover what it reads and writes in every group.
+    fn check_blocks(&self, entry: &Entry, start: usize, end: usize) -> Result<(), String> {
+        let row = || format!("row {start}+{}", end - start);
+        let needed = end.div_ceil(self.block_size);
+        for (index, group) in self.groups.iter().enumerate() {
+            let held = entry.sequence.block_tables[index].len();
+            if held < needed {
+                return Err(format!("{} needs {needed} blocks, the table has {held}", row()));
+            }
+            let (first, present) = (group.first_visible(start), entry.first_blocks[index]);
+            if first / self.block_size < present {
+                return Err(format!(
+                    "{} reads from position {first} on, group {index} has no block before {}",
+                    row(),
+                    present * self.block_size
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn group_limits(group: &CacheGroup) -> GroupLimits {
+    let window = (group.window > 0).then_some(group.window as usize);
+    GroupLimits { num_blocks: group.num_blocks, window }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millstream_proto::{Step, StepOutput};
-use millstream_router::engine::scheduler::{Limits, Scheduler};
+use millstream_router::engine::scheduler::{GroupLimits, Limits, Scheduler};
 use millstream_router::engine::{NewSequence, SamplingParams, SequenceId};
 use prost::Message;
 
@@ -23,7 +23,7 @@ fn main() {
         max_batch_tokens: NUM_SEQUENCES * MAX_PROMPT_LEN,
         max_slots: NUM_SEQUENCES,
         block_size: BLOCK_SIZE,
-        num_blocks: 1 << 17,
+        groups: vec![GroupLimits { num_blocks: 1 << 17, window: None }],
         max_model_len: 4096,
         prefix_caching: true,
     });

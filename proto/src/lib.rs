@@ -11,6 +11,10 @@ tonic::include_proto!("millstream.worker.v1");
 /// `Step::row_start` of a row that continues where the worker is.
 pub const CONTINUE: u32 = u32::MAX;
 
+/// `Step::new_block` of a place in a block table that holds no block: it lies behind the window of
+/// its cache group, for every row to come.
+pub const NO_BLOCK: u32 = u32::MAX;
+
 /// The largest message either side accepts, in bytes: a failover brings hundreds of sequences back
 /// at once.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

@@ -230,7 +230,7 @@ impl EngineMetrics {
     fn new(register: &Register<'_>) -> EngineMetrics {
         let running = "Sequences that run";
         let waiting = "Sequences that wait to run";
-        let usage = "Share of the KV blocks that is held, from 0 to 1";
+        let usage = "Share of the KV blocks that is held in the fullest cache group, from 0 to 1";
         EngineMetrics {
             running: [
                 register.gauge("millstream_running", running),
@@ -242,8 +242,10 @@ impl EngineMetrics {
                 register.gauge("vllm:num_requests_waiting", waiting),
                 register.gauge("tgi_queue_size", waiting),
             ],
-            used_blocks: register.gauge("millstream_kv_blocks_used", "KV blocks held"),
-            num_blocks: register.gauge("millstream_kv_blocks", "KV blocks of the worker"),
+            used_blocks: register
+                .gauge("millstream_kv_blocks_used", "KV blocks held, in all cache groups"),
+            num_blocks: register
+                .gauge("millstream_kv_blocks", "KV blocks of the worker, in all cache groups"),
             cache_usage: [
                 register.ratio("millstream_kv_cache_usage", usage),
                 register.ratio("vllm:kv_cache_usage_perc", usage),
@@ -262,8 +264,7 @@ impl EngineMetrics {
         self.waiting.iter().for_each(|gauge| gauge.set(stats.waiting as i64));
         self.used_blocks.set(stats.used_blocks as i64);
         self.num_blocks.set(stats.num_blocks as i64);
-        let usage = stats.used_blocks as f64 / stats.num_blocks.max(1) as f64;
-        self.cache_usage.iter().for_each(|gauge| gauge.set(usage));
+        self.cache_usage.iter().for_each(|gauge| gauge.set(stats.cache_usage));
         let mut counted = self.counted.lock().expect("nothing panics while it counts");
         for (counter, total) in &self.counters {
             counter.inc_by(total(stats).saturating_sub(total(&counted)));
@@ -304,6 +305,9 @@ const COUNTERS: &[Counter] = &[
     ("millstream_evictions_total", "Blocks that lost a cached prefix to make room", |s| {
         s.evictions
     }),
+    ("millstream_window_frees_total", "Blocks given back because a window had passed them", |s| {
+        s.window_frees
+    }),
     ("millstream_overruns_total", "Rows computed for sequences that had ended", |s| s.overruns),
     ("millstream_worker_losses_total", "Workers lost", |s| s.worker_losses),
     ("millstream_fenced_total", "Sequences ended because workers kept dying under them", |s| {
@@ -318,7 +322,7 @@ mod tests {
     #[test]
     fn the_engine_reports_totals_and_the_counters_follow_them() {
         let metrics = Metrics::new();
-        let mut stats = Stats { running: 3, used_blocks: 1, num_blocks: 4, ..Stats::default() };
+        let mut stats = Stats { running: 3, cache_usage: 0.25, ..Stats::default() };
         for total in [0, 5, 5, 9] {
             stats.generated_tokens = total;
             metrics.engine.observe(&stats);

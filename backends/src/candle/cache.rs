@@ -1,9 +1,14 @@
 //! The paged KV cache: how large it may be, and its memory.
 //!
 //! Every layer has one K and one V tensor `[N, K, B, D]`: block, KV head, offset in the block,
-//! head. Layers of the same shape form a group, whose layers share block numbers. The memory is
-//! claimed as zeros that the system hands out page by page when they are first written, so a
-//! generous cache costs what is used of it.
+//! head. Layers of the same shape and window form a group, whose layers share block numbers. The
+//! memory is claimed as zeros that the system hands out page by page when they are first written,
+//! so a generous cache costs what is used of it.
+//!
+//! A group without a window holds all of a sequence, one with a window no more than the window and
+//! what is being computed. So that they fill up together, the memory is divided as a sequence of
+//! [`REFERENCE_TOKENS`] would: longer ones fill the groups without a window first, shorter ones the
+//! others.
 //!
 //! Who holds which block is decided by the router; this file knows none of it.
 
@@ -18,6 +23,12 @@ use half::{bf16, f16};
 
 const MIB: u64 = 1 << 20;
 
+/// Length of the sequence that finds its groups balanced, if the model serves such lengths.
+const REFERENCE_TOKENS: usize = 8192;
+
+/// Tokens of a chunk that such a sequence holds in a group with a window, beside the window.
+const CHUNK_TOKENS: u64 = 1024;
+
 /// How large the cache is.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct CachePlan {
@@ -25,7 +36,7 @@ pub(crate) struct CachePlan {
     pub(crate) dtype: DType,
     pub(crate) block_size: usize,
     /// Blocks of each group.
-    pub(crate) num_blocks: usize,
+    pub(crate) num_blocks: Vec<usize>,
 }
 
 /// The cache's memory.
@@ -69,22 +80,20 @@ impl CachePlan {
     ) -> Result<Self, LoadError> {
         let max_model_len = max_model_len(spec, options)?;
         let block_size = options.block_size.max(1) as usize;
-        let mut plan = Self { groups: spec.cache_groups(), dtype, block_size, num_blocks: 0 };
-        let bytes_per_block = plan.bytes_per_block();
-        let one_sequence = max_model_len.div_ceil(block_size);
-        let affordable = memory / bytes_per_block;
-        if affordable < one_sequence as u64 {
+        let groups = spec.cache_groups();
+        let mut plan = Self { groups, dtype, block_size, num_blocks: Vec::new() };
+        let size = |group| Size::new(&plan, group, max_model_len, options);
+        let sizes: Vec<Size> = plan.groups.iter().map(size).collect();
+        let needed = bytes(&sizes, 0);
+        if memory < needed {
             return Err(LoadError::CacheMemory {
                 free_mib: memory / MIB,
                 max_model_len: max_model_len as u32,
-                needed_mib: (one_sequence as u64 * bytes_per_block).div_ceil(MIB),
+                needed_mib: needed.div_ceil(MIB),
             });
         }
-        // One block more per slot: what the scheduler keeps free for each running sequence.
-        let usable = (one_sequence as u64 + 1) * u64::from(options.max_slots.max(1));
-        // Cells are numbered in 32 bits.
-        let numberable = u64::from(u32::MAX) / block_size as u64;
-        plan.num_blocks = affordable.min(usable).min(numberable) as usize;
+        let full = most_affordable(|full| bytes(&sizes, full) <= memory);
+        plan.num_blocks = sizes.iter().map(|size| size.blocks(full) as usize).collect();
         Ok(plan)
     }
 
@@ -94,18 +103,13 @@ impl CachePlan {
         (values * self.dtype.size_in_bytes()) as u64
     }
 
-    fn bytes_per_block(&self) -> u64 {
-        let per_token: u64 = self.groups.iter().map(|group| self.bytes_per_token(group)).sum();
-        per_token * self.block_size as u64
-    }
-
     /// Claims the memory.
     pub(crate) fn allocate(&self) -> Result<KvCache, LoadError> {
         let num_layers = self.groups.iter().map(|group| group.layers.len()).sum();
         let mut layers: Vec<Option<LayerCache>> = Vec::new();
         layers.resize_with(num_layers, || None);
         for (index, group) in self.groups.iter().enumerate() {
-            let shape = (self.num_blocks, group.kv_heads, self.block_size, group.head_dim);
+            let shape = (self.num_blocks[index], group.kv_heads, self.block_size, group.head_dim);
             for &layer in &group.layers {
                 let k = zeros(self.dtype, shape).map_err(device_error)?;
                 let v = zeros(self.dtype, shape).map_err(device_error)?;
@@ -114,6 +118,69 @@ impl CachePlan {
         }
         Ok(KvCache { layers: layers.into_iter().flatten().collect() })
     }
+}
+
+/// How large one group can be.
+struct Size {
+    bytes_per_block: u64,
+    /// Tokens of the reference sequence, and how many of them the group holds at once.
+    reference: u64,
+    held: u64,
+    /// Blocks that one sequence of the longest length needs to advance.
+    least: u64,
+    /// Blocks that all slots together can use.
+    most: u64,
+}
+
+impl Size {
+    fn new(
+        plan: &CachePlan,
+        group: &CacheGroup,
+        max_model_len: usize,
+        options: &LoadOptions,
+    ) -> Self {
+        let block_size = plan.block_size as u64;
+        let reference = max_model_len.min(REFERENCE_TOKENS) as u64;
+        let all = (max_model_len as u64).div_ceil(block_size);
+        let (held, least, usable) = match group.window.map(u64::from) {
+            None => (reference, all, all),
+            Some(window) => {
+                // Positions from any offset in a block on, and one block for a decode that goes on
+                // while the one before it is in flight.
+                let blocks = |positions: u64| (positions.div_ceil(block_size) + 2).min(all);
+                let before = window.max(1) - 1;
+                let chunks_in_flight = 2 * u64::from(options.max_batch_tokens);
+                let held = (window + CHUNK_TOKENS).min(reference);
+                (held, blocks(before), blocks(before + chunks_in_flight))
+            }
+        };
+        // One block more per slot: what the scheduler keeps free for each running sequence.
+        let most = (usable + 1) * u64::from(options.max_slots.max(1));
+        // Cells are numbered in 32 bits.
+        let numberable = u64::from(u32::MAX) / block_size;
+        let bytes_per_block = plan.bytes_per_token(group) * block_size;
+        Self { bytes_per_block, reference, held, least, most: most.min(numberable).max(least) }
+    }
+
+    /// The blocks of this group where one that holds all of a sequence has `full`.
+    fn blocks(&self, full: u64) -> u64 {
+        (full * self.held / self.reference).clamp(self.least, self.most)
+    }
+}
+
+/// Bytes of all groups where one that holds all of a sequence has `full` blocks.
+fn bytes(sizes: &[Size], full: u64) -> u64 {
+    sizes.iter().map(|size| size.blocks(full) * size.bytes_per_block).sum()
+}
+
+/// The largest 32-bit number that is affordable, where 0 is, and whatever is below one that is.
+fn most_affordable(is_affordable: impl Fn(u64) -> bool) -> u64 {
+    let (mut low, mut high) = (0, u64::from(u32::MAX));
+    while low < high {
+        let middle = (low + high).div_ceil(2);
+        (low, high) = if is_affordable(middle) { (middle, high) } else { (low, middle - 1) };
+    }
+    low
 }
 
 /// Bytes that the cache may take: what the user says, or half of what is free now, after the
@@ -136,6 +203,7 @@ fn zeros(dtype: DType, shape: (usize, usize, usize, usize)) -> candle_core::Resu
 mod tests {
     use super::super::families;
     use super::super::families::tests::qwen3;
+    use super::super::spec::Mixer;
     use super::*;
 
     fn spec() -> ModelSpec {
@@ -158,7 +226,7 @@ mod tests {
         let cases = [(10 * PER_BLOCK, 10), (10 * PER_BLOCK - 1, 9), (1 << 40, 2 * (3 + 1))];
         for (memory, blocks) in cases {
             let options = if memory < 1 << 40 { options(100) } else { options(33) };
-            assert_eq!(plan(&options, memory).unwrap().num_blocks, blocks, "{memory} bytes");
+            assert_eq!(plan(&options, memory).unwrap().num_blocks, [blocks], "{memory} bytes");
         }
         let plan = plan(&options(33), 1 << 40).unwrap();
         assert_eq!(plan.bytes_per_token(&plan.groups[0]), 112 * 1024);
@@ -173,6 +241,55 @@ mod tests {
              448 MiB; lower --max-total-tokens or raise --kv-cache-memory"
         );
         assert!(plan(&options(4096), 256 * PER_BLOCK).is_ok());
+    }
+
+    /// The same model with a window of 512 in five layers of six, as Gemma 3 has it: 4 layers keep
+    /// everything, 24 see 512 tokens.
+    fn windowed() -> ModelSpec {
+        let mut spec = spec();
+        for (index, layer) in spec.layers.iter_mut().enumerate() {
+            let Mixer::Attention(attention) = &mut layer.mixer;
+            attention.window = (index % 6 != 5).then_some(512);
+        }
+        spec
+    }
+
+    /// Blocks of the group with the window and of the one without, and the bytes of both.
+    fn windowed_blocks(options: &LoadOptions, memory: u64) -> (usize, usize, u64) {
+        let plan = CachePlan::new(&windowed(), DType::BF16, options, memory).unwrap();
+        let [window, full] = plan.num_blocks[..] else { panic!("{:?}", plan.num_blocks) };
+        (window, full, (24 * window + 4 * full) as u64 * PER_BLOCK / 28)
+    }
+
+    #[test]
+    fn a_window_gets_the_share_of_a_sequence_that_it_holds() {
+        let many = |len| LoadOptions { max_slots: 256, ..options(len) };
+        let memory = 4 << 30;
+        // 512 + 1024 of 8192 tokens.
+        let (window, full, bytes) = windowed_blocks(&many(40_960), memory);
+        assert_eq!(window, full * 1536 / 8192);
+        assert!(bytes <= memory && bytes > memory - PER_BLOCK * 2, "{bytes}");
+        // Where no sequence is longer than that, the groups are alike.
+        let (window, full, _) = windowed_blocks(&many(1500), memory);
+        assert_eq!(window, full);
+    }
+
+    #[test]
+    fn each_group_holds_one_sequence_of_the_longest_length() {
+        // The least: 2560 blocks without a window, 511 / 16 + 2 = 34 with one.
+        let least = (4 * 2560 + 24 * 34) * PER_BLOCK / 28;
+        assert_eq!(windowed_blocks(&options(40_960), least), (34, 2560, least));
+        let error = CachePlan::new(&windowed(), DType::BF16, &options(40_960), least - 1);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("one sequence of 40960 tokens needs"), "{error}");
+    }
+
+    #[test]
+    fn no_group_gets_more_than_all_slots_can_use() {
+        let options = LoadOptions { max_batch_tokens: 100, ..options(40_960) };
+        let (window, full, _) = windowed_blocks(&options, 1 << 40);
+        // Two chunks beside the window: 511 + 200 tokens are 45 blocks and 2.
+        assert_eq!((window, full), (2 * (47 + 1), 2 * (2560 + 1)));
     }
 
     #[test]

@@ -159,13 +159,13 @@ fn fingerprint(spec: &ModelSpec, dtype: DType, vocab_size: usize, loaded: &Loade
 }
 
 fn cache_groups(plan: &CachePlan) -> Vec<CacheGroup> {
-    let group = |group: &spec::CacheGroup| CacheGroup {
+    let group = |(group, &num_blocks): (&spec::CacheGroup, &usize)| CacheGroup {
         num_layers: group.layers.len() as u32,
         bytes_per_token: plan.bytes_per_token(group),
         window: group.window.unwrap_or(0),
-        num_blocks: plan.num_blocks as u32,
+        num_blocks: num_blocks as u32,
     };
-    plan.groups.iter().map(group).collect()
+    plan.groups.iter().zip(&plan.num_blocks).map(group).collect()
 }
 
 fn dtype_name(dtype: DType) -> &'static str {

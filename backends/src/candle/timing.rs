@@ -8,6 +8,7 @@
 use super::CandleModel;
 use crate::{Batch, BatchRow, Model, Sequence};
 use millstream_kernels::KernelError;
+use millstream_proto::WorkerInfo;
 use std::time::{Duration, Instant};
 
 /// What a full step should take at most.
@@ -20,7 +21,7 @@ const FIRST: u32 = 16;
 /// Tokens that fit a step, between 64 (or the model's limit, if that is lower) and that limit.
 pub(super) fn batch_tokens(model: &CandleModel) -> Result<u32, KernelError> {
     let limit = model.info().max_batch_tokens;
-    let largest = limit.min(model.info().max_model_len);
+    let largest = limit.min(model.info().max_model_len).min(cache_tokens(model.info()));
     let mut tokens = FIRST.min(largest);
     loop {
         let mut took = time(model, tokens)?;
@@ -34,6 +35,13 @@ pub(super) fn batch_tokens(model: &CandleModel) -> Result<u32, KernelError> {
         }
         tokens = (tokens * 2).min(largest);
     }
+}
+
+/// Tokens that one row can compute in every group: a group with a window may hold less than the
+/// longest sequence.
+fn cache_tokens(info: &WorkerInfo) -> u32 {
+    let blocks = info.cache_groups.iter().map(|group| group.num_blocks).min();
+    blocks.unwrap_or(0).saturating_mul(info.block_size)
 }
 
 /// The tokens of a step if `tokens` of them took this long.

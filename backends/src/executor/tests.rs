@@ -1,16 +1,16 @@
 //! Steps against the mock: what the protocol allows runs, and what contradicts it fails its row.
 
 use millstream_proto::row_error::Kind;
-use millstream_proto::{AddSequence, CONTINUE, Sampling, Step, StepOutput};
+use millstream_proto::{AddSequence, CONTINUE, NO_BLOCK, Sampling, Step, StepOutput};
 
 use super::*;
-use crate::mock::{MockConfig, MockModel, reference_text};
+use crate::mock::{MockConfig, MockGroup, MockModel, reference_text};
 
 fn config() -> MockConfig {
     MockConfig {
         vocab_size: 500,
         block_size: 4,
-        num_blocks: 16,
+        cache_groups: vec![MockGroup::full(16)],
         max_slots: 4,
         max_model_len: 24,
         max_batch_tokens: 16,
@@ -49,10 +49,14 @@ impl Plan {
         self
     }
 
-    fn blocks(mut self, slot: u32, blocks: &[u32]) -> Self {
+    fn blocks(self, slot: u32, blocks: &[u32]) -> Self {
+        self.group_blocks(slot, 0, blocks)
+    }
+
+    fn group_blocks(mut self, slot: u32, group: u32, blocks: &[u32]) -> Self {
         for block in blocks {
             self.0.new_block_slot.push(slot);
-            self.0.new_block_group.push(0);
+            self.0.new_block_group.push(group);
             self.0.new_block.push(*block);
         }
         self
@@ -198,6 +202,10 @@ fn a_row_that_contradicts_what_is_known_fails_alone() {
             plan().add(0, prompt(6)).blocks(0, &[0]).row(0, 0, 6, 1),
         ),
         ("block 16 is beyond", added().blocks(0, &[16]).row(0, 0, 6, 1)),
+        (
+            "a place without a block in group 0, which sees all",
+            added().blocks(0, &[NO_BLOCK]).row(0, 0, 6, 1),
+        ),
         ("no cache group 1", added().row(0, 0, 6, 1).with(|step| step.new_block_group[1] = 1)),
         ("prompt_len is 0", added().row(0, 0, 6, 1).with(|step| step.add[0].prompt_len = 0)),
         ("prompt_len is 7", added().row(0, 0, 6, 1).with(|step| step.add[0].prompt_len = 7)),
@@ -244,6 +252,43 @@ fn a_row_that_contradicts_what_is_known_fails_alone() {
         assert!(message.contains(rule), "{rule}: {message}");
         assert_eq!((output.row_count, output.tokens), (vec![1, 0], text(3, 1)), "{rule}");
     }
+}
+
+/// Two groups, the second of which sees five positions.
+fn windowed() -> MockConfig {
+    let window = MockGroup { num_blocks: 8, window: Some(5) };
+    MockConfig { cache_groups: vec![MockGroup::full(16), window], ..config() }
+}
+
+/// A hit on the first eight tokens of `prompt(10)`, which an earlier step has computed; the second
+/// group's table begins with these blocks.
+fn windowed_hit(beginning: &[u32]) -> StepOutput {
+    let mut executor = Executor::new(MockModel::new(windowed()));
+    let first = plan().add(0, prompt(10)).blocks(0, &[0, 1, 2]).group_blocks(0, 1, &[5, 6, 7]);
+    assert!(first.row(0, 0, 10, 1).run(&mut executor).row_error.is_empty());
+    let second = plan().add(1, prompt(10)).blocks(1, &[0, 1, 3]).group_blocks(1, 1, beginning);
+    second.group_blocks(1, 1, &[3]).row(1, 8, 2, 1).run(&mut executor)
+}
+
+#[test]
+fn a_hit_needs_no_blocks_behind_the_window_of_a_group() {
+    let output = windowed_hit(&[NO_BLOCK, 6]);
+    assert_eq!(output.tokens, reference_text(&windowed(), &prompt(10), 7, 0, 1));
+}
+
+#[test]
+fn a_row_that_would_read_or_write_where_no_block_is_fails() {
+    // Position 8 sees positions 4 to 8.
+    let output = windowed_hit(&[5, NO_BLOCK]);
+    assert_eq!(failed_rows(&output), [0]);
+    let message = &output.row_error[0].message;
+    assert!(
+        message.contains("reads from position 4 on, group 1 has no block before 8"),
+        "{message}"
+    );
+    let mut executor = Executor::new(MockModel::new(windowed()));
+    let step = plan().add(0, prompt(3)).blocks(0, &[0]).group_blocks(0, 1, &[NO_BLOCK]);
+    assert_eq!(failed_rows(&step.row(0, 0, 3, 1).run(&mut executor)), [0]);
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! A deterministic, instant model that notices every mistake with a block.
 //!
-//! It has a real paged cache, but of fingerprints: the cell of a token is a hash of the token, its
-//! position, and everything before it as it was read through the block table. So it depends on its
-//! whole prefix, as the keys and values of a deep layer do. The token sampled at a position is a
-//! hash of (seed, choice, position) and of all the cells of its context, read anew. Whoever reads a
-//! wrong, uncomputed or overwritten block, now or when a cell was written, gets another text than
-//! [`reference_text`], which uses no blocks.
+//! It has a real paged cache, but of fingerprints, in as many cache groups as it is told, with and
+//! without windows. The token sampled at a position is a hash of (seed, choice, position) and of
+//! all cells that the last token sees, and a cell is a hash of what its own token saw. So whoever
+//! reads a wrong, uncomputed or overwritten block within the window, now or when a cell was
+//! written, gets another text than [`reference_text`], which uses no blocks. Behind the window
+//! nothing is read.
 //!
 //! A row sees the cells that earlier steps left. A cell that another row writes in this very step
 //! reads as poison: there is no order between the rows of a step, so a prefix hit on a block that
@@ -14,6 +14,7 @@
 //! The mock obeys seed, choice, position and blocks. Of the sampling parameters it obeys only the
 //! wish for log-probabilities, which it makes up.
 
+mod context;
 mod worker;
 
 use std::time::Duration;
@@ -23,13 +24,12 @@ use millstream_proto::{CacheGroup, WorkerInfo};
 use crate::batch::{Batch, BatchRow};
 use crate::model::{Model, RowFailure, SampledLogprobs, SampledToken};
 
+use context::{Context, last_token, mix};
 pub use worker::MockWorker;
 
 /// The mock's end-of-text token.
 pub const EOS: u32 = 0;
 
-/// Fingerprint of no tokens at all.
-const EMPTY: u64 = 0x6d69_6c6c_7374_7265;
 /// What a cell reads as before it is written in this epoch.
 const UNCOMPUTED: u64 = 0;
 /// What a cell reads as while another row of the same step writes it.
@@ -42,8 +42,8 @@ pub struct MockConfig {
     pub vocab_size: u32,
     /// Tokens per block.
     pub block_size: u32,
-    /// Blocks of its only cache group.
-    pub num_blocks: u32,
+    /// The cache groups, at least one.
+    pub cache_groups: Vec<MockGroup>,
     /// Sequences at once.
     pub max_slots: u32,
     /// Tokens of a sequence at most.
@@ -59,12 +59,28 @@ pub struct MockConfig {
     pub trusting: bool,
 }
 
+/// One cache group of the mock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MockGroup {
+    /// Its blocks.
+    pub num_blocks: u32,
+    /// Positions that a token sees, its own included, at least 1; `None` for all.
+    pub window: Option<u32>,
+}
+
+impl MockGroup {
+    /// A group that sees everything.
+    pub const fn full(num_blocks: u32) -> Self {
+        MockGroup { num_blocks, window: None }
+    }
+}
+
 impl Default for MockConfig {
     fn default() -> Self {
         MockConfig {
             vocab_size: 32_000,
             block_size: 16,
-            num_blocks: 4_096,
+            cache_groups: vec![MockGroup::full(4_096)],
             max_slots: 256,
             max_model_len: 4_096,
             max_batch_tokens: 8_192,
@@ -80,75 +96,86 @@ impl Default for MockConfig {
 pub struct MockModel {
     config: MockConfig,
     info: WorkerInfo,
+    /// Per cache group.
+    caches: Vec<Cache>,
+    num_forwards: u64,
+}
+
+#[derive(Debug)]
+struct Cache {
     /// `[num_blocks * block_size]` fingerprints.
     cells: Vec<u64>,
     /// `[num_blocks * block_size]` the forward pass that last wrote each cell.
     written_in: Vec<u64>,
-    num_forwards: u64,
 }
 
 impl MockModel {
     /// A mock whose cache is uncomputed.
     pub fn new(config: MockConfig) -> Self {
         assert!(config.vocab_size >= 2, "the mock needs a token beside its end-of-text");
-        let num_cells = match config.trusting {
-            true => 0,
-            false => config.num_blocks as usize * config.block_size as usize,
+        let cache = |group: &MockGroup| {
+            let num_cells = match config.trusting {
+                true => 0,
+                false => group.num_blocks as usize * config.block_size as usize,
+            };
+            Cache { cells: vec![UNCOMPUTED; num_cells], written_in: vec![0; num_cells] }
         };
         MockModel {
             info: info(&config),
-            cells: vec![UNCOMPUTED; num_cells],
-            written_in: vec![0; num_cells],
+            caches: config.cache_groups.iter().map(cache).collect(),
             num_forwards: 0,
             config,
         }
     }
 
-    /// Which cells of the cache a row's tokens live in, from the first of its sequence on.
-    fn cells_of<'a>(&self, row: &BatchRow<'a>) -> impl Iterator<Item = usize> + use<'a> {
-        let block_size = self.config.block_size as usize;
-        let blocks = row.sequence.block_tables[0].iter();
-        blocks
-            .flat_map(move |block| {
-                let first = *block as usize * block_size;
-                first..first + block_size
-            })
-            .take(row.end())
+    /// The fingerprint of what a row's last token sees, and the new cells of the row's range: group
+    /// after group for the first position, then for the next.
+    fn read_and_compute(&self, row: &BatchRow<'_>) -> (u64, Vec<u64>) {
+        let read = |group: usize, position: usize| {
+            let (cache, cell) = (&self.caches[group], self.cell(row, group, position));
+            match cache.written_in[cell] == self.num_forwards {
+                true => CONTESTED,
+                false => cache.cells[cell],
+            }
+        };
+        let mut context = Context::new(windows(&self.config), row.start, read);
+        let tokens = &row.sequence.tokens[row.start..row.end()];
+        let mut computed = Vec::with_capacity(row.len * self.caches.len());
+        for &token in tokens {
+            context.compute(token);
+            computed.extend(context.cells());
+        }
+        (context.state(), computed)
     }
 
-    /// The fingerprint of a row's context up to its end, and the new cells of its own range.
-    fn read_and_compute(&self, row: &BatchRow<'_>) -> (u64, Vec<u64>) {
-        let mut fold = EMPTY;
-        let mut computed = Vec::with_capacity(row.len);
-        for (position, cell) in self.cells_of(row).enumerate() {
-            let value = if position >= row.start {
-                let value = cell_of(row.sequence.tokens[position], position, fold);
-                computed.push(value);
-                value
-            } else if self.written_in[cell] == self.num_forwards {
-                CONTESTED
-            } else {
-                self.cells[cell]
-            };
-            fold = mix(fold, value);
-        }
-        (fold, computed)
+    /// Where a position of a row's sequence lives in a group's cache.
+    fn cell(&self, row: &BatchRow<'_>, group: usize, position: usize) -> usize {
+        let block_size = self.config.block_size as usize;
+        let block = row.sequence.block_tables[group][position / block_size];
+        block as usize * block_size + position % block_size
     }
 
     fn forward_through_the_cache(&mut self, batch: &Batch<'_>) -> Vec<u64> {
         self.num_forwards += 1;
+        let num_groups = self.caches.len();
+        let cells_of = |row: &BatchRow<'_>| {
+            let positions = row.start..row.end();
+            positions.flat_map(|position| (0..num_groups).map(move |group| (group, position)))
+        };
         for row in &batch.rows {
-            for cell in self.cells_of(row).skip(row.start) {
-                self.written_in[cell] = self.num_forwards;
+            for (group, position) in cells_of(row) {
+                let cell = self.cell(row, group, position);
+                self.caches[group].written_in[cell] = self.num_forwards;
             }
         }
         let results: Vec<_> = batch.rows.iter().map(|row| self.read_and_compute(row)).collect();
         for (row, (_, computed)) in batch.rows.iter().zip(&results) {
-            for (cell, value) in self.cells_of(row).skip(row.start).zip(computed) {
-                self.cells[cell] = *value;
+            for ((group, position), value) in cells_of(row).zip(computed) {
+                let cell = self.cell(row, group, position);
+                self.caches[group].cells[cell] = *value;
             }
         }
-        results.into_iter().map(|(fold, _)| fold).collect()
+        results.into_iter().map(|(state, _)| state).collect()
     }
 }
 
@@ -160,7 +187,9 @@ impl Model for MockModel {
     // A real model leaves its cache as it is. The mock clears it, so that a block remembered from
     // an earlier epoch is noticed even where its old contents would be right.
     fn reset(&mut self) {
-        self.cells.fill(UNCOMPUTED);
+        for cache in &mut self.caches {
+            cache.cells.fill(UNCOMPUTED);
+        }
     }
 
     fn forward(&mut self, batch: &Batch<'_>) -> Vec<Result<Option<SampledToken>, RowFailure>> {
@@ -210,32 +239,29 @@ pub fn reference_text(
     choice: u32,
     n: usize,
 ) -> Vec<u32> {
-    let mut fold = EMPTY;
-    let mut read = |position: usize, token: u32| {
-        fold = mix(fold, cell_of(token, position, fold));
-        if config.trusting { last_token(token) } else { fold }
+    let mut context = Context::new(windows(config), 0, |_, _| unreachable!("nothing is before 0"));
+    let mut read = |token: u32| {
+        if config.trusting {
+            return last_token(token);
+        }
+        context.compute(token);
+        context.state()
     };
-    let mut state = EMPTY;
-    for (position, token) in prompt.iter().enumerate() {
-        state = read(position, *token);
+    let mut state = 0;
+    for &token in prompt {
+        state = read(token);
     }
     let mut text = Vec::with_capacity(n);
     for position in prompt.len()..prompt.len() + n {
         let token = next_token(config, (seed, choice), position, state);
-        state = read(position, token);
+        state = read(token);
         text.push(token);
     }
     text
 }
 
-/// The fingerprint of a token, given that of everything before it.
-fn cell_of(token: u32, position: usize, before: u64) -> u64 {
-    mix(before, u64::from(token) << 32 | position as u64)
-}
-
-/// What a trusting mock knows of a context.
-fn last_token(token: u32) -> u64 {
-    mix(EMPTY, u64::from(token))
+fn windows(config: &MockConfig) -> impl Iterator<Item = Option<u32>> {
+    config.cache_groups.iter().map(|group| group.window)
 }
 
 /// The token at `position`, of a text identified by `text` = (seed, choice).
@@ -249,19 +275,19 @@ fn next_token(config: &MockConfig, text: (u64, u32), position: usize, state: u64
     }
 }
 
-/// Combines two values so that either, and their order, changes the result: the finaliser of
-/// SplitMix64 (Steele, Lea and Flood, 2014) over their combination.
-fn mix(a: u64, b: u64) -> u64 {
-    let mut z = a.rotate_left(23).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 fn info(config: &MockConfig) -> WorkerInfo {
     let MockConfig { vocab_size, eos_every, trusting, .. } = config;
+    let windows: Vec<_> = windows(config).collect();
+    let group = |group: &MockGroup| CacheGroup {
+        num_layers: 1,
+        bytes_per_token: 8,
+        window: group.window.unwrap_or(0),
+        num_blocks: group.num_blocks,
+    };
     WorkerInfo {
-        fingerprint: format!("mock vocab={vocab_size} eos={eos_every:?} trusting={trusting}"),
+        fingerprint: format!(
+            "mock vocab={vocab_size} eos={eos_every:?} trusting={trusting} windows={windows:?}"
+        ),
         build: env!("CARGO_PKG_VERSION").to_owned(),
         max_model_len: config.max_model_len,
         vocab_size: config.vocab_size,
@@ -269,12 +295,7 @@ fn info(config: &MockConfig) -> WorkerInfo {
         max_slots: config.max_slots,
         max_batch_tokens: config.max_batch_tokens,
         timed_batch_tokens: config.max_batch_tokens,
-        cache_groups: vec![CacheGroup {
-            num_layers: 1,
-            bytes_per_token: 8,
-            window: 0,
-            num_blocks: config.num_blocks,
-        }],
+        cache_groups: config.cache_groups.iter().map(group).collect(),
         eos_token_ids: vec![EOS],
         has_unblocked_state: false,
         rank: 0,

@@ -7,7 +7,12 @@ use crate::slots::Sequence;
 const PROMPT: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 5];
 
 fn config() -> MockConfig {
-    MockConfig { vocab_size: 1_000_003, block_size: 4, num_blocks: 16, ..MockConfig::default() }
+    MockConfig {
+        vocab_size: 1_000_003,
+        block_size: 4,
+        cache_groups: vec![MockGroup::full(16)],
+        ..MockConfig::default()
+    }
 }
 
 fn sequence(tokens: &[u32], blocks: &[u32]) -> Sequence {
@@ -37,14 +42,35 @@ fn first_token(prompt: &[u32]) -> u32 {
     reference_text(&config(), prompt, 7, 0, 1)[0]
 }
 
+/// Two groups, one of which sees three positions.
+fn windowed() -> MockConfig {
+    let window = MockGroup { num_blocks: 16, window: Some(3) };
+    MockConfig { cache_groups: vec![window, MockGroup::full(16)], ..config() }
+}
+
+/// A sequence of [`windowed`].
+fn windowed_sequence(tokens: &[u32], window: &[u32], full: &[u32]) -> Sequence {
+    Sequence { block_tables: vec![window.to_vec(), full.to_vec()], ..sequence(tokens, &[]) }
+}
+
 #[test]
 fn an_undisturbed_text_is_the_references_however_its_tokens_are_cut_into_steps() {
-    for trusting in [false, true] {
-        let config = MockConfig { trusting, eos_every: Some(5), ..config() };
+    let window = |window| MockGroup { num_blocks: 16, window: Some(window) };
+    let groups = [
+        vec![MockGroup::full(16)],
+        vec![window(1)],
+        vec![window(5), MockGroup::full(16)],
+        vec![window(4), window(2)],
+    ];
+    let cases = groups.iter().flat_map(|groups| [(groups, false), (groups, true)]);
+    for (groups, trusting) in cases {
+        let cache_groups = groups.clone();
+        let config = MockConfig { trusting, eos_every: Some(5), cache_groups, ..config() };
         let reference = reference_text(&config, &PROMPT, 7, 0, 8);
         for chunk in 1..=PROMPT.len() {
             let mut model = MockModel::new(config.clone());
             let mut sequence = sequence(&PROMPT, &[9, 2, 11, 0, 5]);
+            sequence.block_tables = vec![sequence.block_tables[0].clone(); groups.len()];
             let mut start = 0;
             while sequence.tokens.len() < PROMPT.len() + 8 {
                 let len = chunk.min(sequence.tokens.len() - start);
@@ -54,7 +80,7 @@ fn an_undisturbed_text_is_the_references_however_its_tokens_are_cut_into_steps()
                     sequence.tokens.push(token);
                 }
             }
-            assert_eq!(sequence.tokens[PROMPT.len()..], reference, "chunks of {chunk}");
+            assert_eq!(sequence.tokens[PROMPT.len()..], reference, "{groups:?}, chunks of {chunk}");
         }
     }
 }
@@ -111,6 +137,42 @@ fn a_block_that_another_sequence_stole_is_noticed() {
     step(&mut model, &[(&owner, 0, 8)]);
     let tokens = step(&mut model, &[(&owner, 8, 1), (&thief, 0, 3)]);
     assert_ne!(tokens[0], first_token(&PROMPT));
+}
+
+#[test]
+fn within_the_window_every_block_counts_and_behind_it_none_does() {
+    let text = reference_text(&windowed(), &PROMPT, 7, 0, 1);
+    // The last token, at position 8, sees positions 6 to 8.
+    for (stolen, is_noticed) in [(0, false), (1, true)] {
+        let mut model = MockModel::new(windowed());
+        let owner = windowed_sequence(&PROMPT, &[0, 1, 2], &[0, 1, 2]);
+        step(&mut model, &[(&owner, 0, 8)]);
+        let thief = windowed_sequence(&[8, 8, 8, 8], &[stolen], &[3]);
+        step(&mut model, &[(&thief, 0, 4)]);
+        assert_eq!(step(&mut model, &[(&owner, 8, 1)]) != text, is_noticed, "block {stolen}");
+    }
+    let mut model = MockModel::new(windowed());
+    step(&mut model, &[(&windowed_sequence(&PROMPT, &[0, 1, 2], &[0, 1, 2]), 0, 8)]);
+    let nothing = millstream_proto::NO_BLOCK;
+    let hit = windowed_sequence(&PROMPT, &[nothing, 1, 3], &[0, 1, 3]);
+    assert_eq!(step(&mut model, &[(&hit, 8, 1)]), text);
+}
+
+#[test]
+fn a_block_of_another_group_is_noticed() {
+    let mut model = MockModel::new(windowed());
+    step(&mut model, &[(&windowed_sequence(&PROMPT, &[0, 1, 2], &[3, 4, 5]), 0, 8)]);
+    let mixed = windowed_sequence(&PROMPT, &[3, 4, 5], &[0, 1, 2]);
+    let text = reference_text(&windowed(), &PROMPT, 7, 0, 1);
+    assert_ne!(step(&mut model, &[(&mixed, 8, 1)]), text);
+}
+
+#[test]
+fn texts_of_other_windows_are_of_another_model() {
+    let [one, other] = [windowed(), config()].map(MockModel::new);
+    assert_ne!(one.info().fingerprint, other.info().fingerprint);
+    let text = |config: &MockConfig| reference_text(config, &PROMPT, 7, 0, 4);
+    assert_ne!(text(&windowed()), text(&config()));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
-use crate::mock::{MockConfig, MockModel, MockWorker, reference_text};
+use crate::mock::{MockConfig, MockGroup, MockModel, MockWorker, reference_text};
 
 const PROMPT: [u32; 3] = [5, 6, 7];
 
@@ -300,7 +300,7 @@ async fn a_message_far_beyond_grpcs_default_limit_is_accepted() {
         ..MockConfig::default()
     };
     let num_blocks = long.div_ceil(config.block_size);
-    let config = MockConfig { num_blocks, ..config };
+    let config = MockConfig { cache_groups: vec![MockGroup::full(num_blocks)], ..config };
     let _worker = MockWorker::start(path.clone(), config.clone()).unwrap();
     let channel = connect(&path).await;
     wait_until_healthy(&channel).await;

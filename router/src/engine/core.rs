@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use millstream_proto::{Step, StepOutput, WorkerInfo};
 
+use super::limits::limits;
 #[cfg(test)]
 use super::scheduler::planted::PlantedBug;
 use super::scheduler::{Limits, Scheduler, Stats};
@@ -227,42 +228,6 @@ impl EngineCore {
     }
 }
 
-/// What this worker can run under this configuration, or why this router cannot use it.
-fn limits(config: &EngineConfig, info: &WorkerInfo) -> Result<Limits, String> {
-    let [group] = info.cache_groups.as_slice() else {
-        let found = info.cache_groups.len();
-        return Err(format!("it has {found} cache groups, this router runs exactly 1"));
-    };
-    if group.window != 0 {
-        let window = group.window;
-        return Err(format!("its cache has a sliding window ({window}), which is not supported"));
-    }
-    if info.world > 1 {
-        return Err(format!("it is one of {} shards, this router runs exactly 1", info.world));
-    }
-    let wanted = config.max_batch_tokens.unwrap_or(info.timed_batch_tokens);
-    let limits = Limits {
-        max_batch_tokens: wanted.max(1).min(info.max_batch_tokens),
-        max_slots: info.max_slots.min(config.max_batch_size),
-        block_size: info.block_size,
-        num_blocks: group.num_blocks,
-        // One sequence alone must always fit.
-        max_model_len: info.max_model_len.min(group.num_blocks.saturating_mul(info.block_size)),
-        prefix_caching: config.prefix_caching && !info.has_unblocked_state,
-    };
-    let numbers = [
-        ("max_batch_tokens", limits.max_batch_tokens),
-        ("max_slots", limits.max_slots),
-        ("block_size", limits.block_size),
-        ("num_blocks", limits.num_blocks),
-        ("max_model_len", limits.max_model_len),
-    ];
-    match numbers.iter().find(|(_, number)| *number == 0) {
-        Some((name, _)) => Err(format!("its {name} is 0")),
-        None => Ok(limits),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use millstream_proto::CacheGroup;
@@ -383,37 +348,11 @@ mod tests {
 
     #[test]
     fn a_worker_that_cannot_be_used_is_a_fault_in_words() {
-        let group = CacheGroup { num_blocks: 50, ..Default::default() };
-        let windowed = CacheGroup { window: 8, ..group };
-        let cases = [
-            (WorkerInfo { cache_groups: vec![], ..info() }, "0 cache groups"),
-            (WorkerInfo { cache_groups: vec![group; 2], ..info() }, "2 cache groups"),
-            (WorkerInfo { cache_groups: vec![windowed], ..info() }, "sliding window (8)"),
-            (WorkerInfo { world: 2, ..info() }, "one of 2 shards"),
-            (WorkerInfo { block_size: 0, ..info() }, "block_size is 0"),
-            (WorkerInfo { max_batch_tokens: 0, ..info() }, "max_batch_tokens is 0"),
-        ];
-        for (info, rule) in cases {
-            let mut core = EngineCore::new(config());
-            core.handle(connected(1, info), Duration::ZERO);
-            let Some(Fault::Unsupported(reason)) = core.take_fault() else { panic!("{rule}") };
-            assert!(reason.contains(rule), "{reason}");
-            assert!(!core.has_worker());
-        }
-    }
-
-    #[test]
-    fn limits_are_the_smaller_of_worker_and_configuration() {
-        let limits_of = |config: EngineConfig, info: WorkerInfo| limits(&config, &info).unwrap();
-        let usual = limits_of(config(), info());
-        assert_eq!((usual.max_batch_tokens, usual.max_slots), (32, 8));
-        assert!(usual.prefix_caching && usual.max_model_len == 100);
-        let wide = EngineConfig { max_batch_tokens: Some(1000), ..config() };
-        assert_eq!(limits_of(wide, info()).max_batch_tokens, 64);
-        let long = limits_of(config(), WorkerInfo { max_model_len: 1000, ..info() });
-        assert_eq!(long.max_model_len, 200, "one sequence must fit the blocks");
-        let stateful = WorkerInfo { has_unblocked_state: true, ..info() };
-        assert!(!limits_of(config(), stateful).prefix_caching);
+        let mut core = EngineCore::new(config());
+        core.handle(connected(1, WorkerInfo { world: 2, ..info() }), Duration::ZERO);
+        let Some(Fault::Unsupported(reason)) = core.take_fault() else { panic!("no fault") };
+        assert!(reason.contains("one of 2 shards"), "{reason}");
+        assert!(!core.has_worker());
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! Tokens to steps: what runs when, in which blocks, on a worker that may die at any moment.
 //!
 //! A request enters as a [`NewSequence`] and comes back as [`Event`]s. In between the
-//! [`Scheduler`](scheduler::Scheduler) pays its debt of tokens in steps, the `BlockManager` knows
-//! which KV blocks hold what, the [`EngineCore`](core::EngineCore) adds epochs and the life of a
-//! worker, and [`run`] is the only place that touches a socket or a clock.
+//! [`Scheduler`](scheduler::Scheduler) pays its debt of tokens in steps, a `BlockManager` per cache
+//! group knows which KV blocks hold what, the [`EngineCore`](core::EngineCore) adds epochs and the
+//! life of a worker, and [`run`] is the only place that touches a socket or a clock.
 //!
 //! This module knows token ids, blocks and steps. It does not know text, HTTP or tensors.
 
 mod blocks;
 pub mod core;
+mod groups;
 pub mod handle;
+mod limits;
 pub mod run;
 pub mod scheduler;
 mod sequence;

@@ -10,8 +10,9 @@
 //! - the oldest running sequence is never preempted, so something always advances;
 //! - outputs are read against the plan that asked for them, never against the present.
 //!
-//! It runs one cache group of full attention. Tables, new blocks and the index are per sequence
-//! and block here; a second group gives each of them a group number.
+//! A worker has one or several cache groups, each with or without a window. A sequence has blocks
+//! in all of them, and runs while all have room: `room` says when blocks are taken and given back,
+//! `prefixes` which of them others find.
 //!
 //! This module does not know epochs, workers or their connections; [`core`](super::core) does.
 
@@ -20,44 +21,34 @@ mod outputs;
 mod planning;
 #[cfg(test)]
 pub(crate) mod planted;
+mod prefixes;
+mod room;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::blocks::{BlockId, BlockKey, BlockManager};
+use super::blocks::{BlockId, BlockKey};
+use super::groups::CacheGroup;
+pub use super::limits::{GroupLimits, Limits};
 use super::sequence::{Sequence, Sequences};
 use super::{Event, FinishReason, NewSequence, SequenceId};
 
-/// What the worker and the configuration allow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Positions that one step computes at most.
-    pub max_batch_tokens: u32,
-    /// Sequences that run at once.
-    pub max_slots: u32,
-    /// Tokens per KV block.
-    pub block_size: u32,
-    /// KV blocks of the worker.
-    pub num_blocks: u32,
-    /// Longest sequence, prompt and output together.
-    pub max_model_len: u32,
-    /// Whether sequences share the blocks of equal prefixes.
-    pub prefix_caching: bool,
-}
-
 /// Where the engine stands, and what it has done since it started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stats {
     /// Sequences that run now.
     pub running: usize,
     /// Sequences that wait now.
     pub waiting: usize,
-    /// Blocks held now.
+    /// Blocks held now, in all cache groups.
     pub used_blocks: usize,
-    /// Blocks of the worker.
+    /// Blocks of the worker, in all cache groups.
     pub num_blocks: usize,
+    /// Share of its blocks that is held in the group where that share is largest, from 0 to 1:
+    /// sequences wait when any one group has no room.
+    pub cache_usage: f64,
     /// Steps sent.
     pub steps: u64,
     /// Prompt positions computed, again after a preemption.
@@ -72,6 +63,8 @@ pub struct Stats {
     pub preemptions: u64,
     /// Blocks that lost a cached prefix to make room.
     pub evictions: u64,
+    /// Blocks that running sequences gave back because a window had passed them.
+    pub window_frees: u64,
     /// Rows computed for sequences that had ended meanwhile.
     pub overruns: u64,
     /// Workers lost, planned moves included.
@@ -98,6 +91,8 @@ struct PlannedRow {
 struct Trusted {
     /// Whose row computes the block's last position.
     id: SequenceId,
+    /// Index of the cache group.
+    group: usize,
     /// Index of the block in the tables it stands in.
     place: usize,
     block: BlockId,
@@ -116,7 +111,7 @@ struct Plan {
 /// See the module.
 pub struct Scheduler {
     limits: Limits,
-    blocks: BlockManager,
+    groups: Vec<CacheGroup>,
     sequences: Sequences,
     /// In the order of arrival; none has a slot.
     waiting: VecDeque<u32>,
@@ -140,14 +135,17 @@ pub struct Scheduler {
     past_evictions: u64,
     #[cfg(test)]
     pub(crate) planted: Option<planted::PlantedBug>,
+    /// Hits that the windows made shorter, and that are hits nevertheless.
+    #[cfg(test)]
+    pub(crate) shrunk_hits: u64,
 }
 
 impl Scheduler {
     /// An empty scheduler. Until real limits are known, the default ones let nothing run.
     pub fn new(limits: Limits) -> Self {
         let mut scheduler = Self {
-            limits,
-            blocks: BlockManager::new(0, 1),
+            limits: Limits::default(),
+            groups: Vec::new(),
             sequences: Sequences::default(),
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -163,6 +161,8 @@ impl Scheduler {
             past_evictions: 0,
             #[cfg(test)]
             planted: None,
+            #[cfg(test)]
+            shrunk_hits: 0,
         };
         scheduler.start_epoch(limits);
         scheduler
@@ -209,7 +209,7 @@ impl Scheduler {
         waiting.retain(|&index| self.sequences.is_live(index));
         self.waiting = waiting.into();
         self.running.clear();
-        self.start_epoch(self.limits);
+        self.start_epoch(self.limits.clone());
         self.last_output_at = now;
         events
     }
@@ -259,27 +259,42 @@ impl Scheduler {
 
     /// Gauges and counters as of now.
     pub fn stats(&self) -> Stats {
+        let (mut used_blocks, mut num_blocks, mut cache_usage) = (0, 0, 0_f64);
+        for CacheGroup { blocks, .. } in &self.groups {
+            let used = blocks.num_blocks() - blocks.num_free();
+            used_blocks += used;
+            num_blocks += blocks.num_blocks();
+            cache_usage = cache_usage.max(used as f64 / blocks.num_blocks().max(1) as f64);
+        }
         Stats {
             running: self.running.len(),
             waiting: self.waiting.len(),
-            used_blocks: self.blocks.num_blocks() - self.blocks.num_free(),
-            num_blocks: self.blocks.num_blocks(),
-            evictions: self.past_evictions + self.blocks.num_evictions(),
+            used_blocks,
+            num_blocks,
+            cache_usage,
+            evictions: self.past_evictions + self.num_evictions(),
             ..self.stats
         }
     }
 
+    /// Of the present worker's blocks.
+    fn num_evictions(&self) -> u64 {
+        self.groups.iter().map(|group| group.blocks.num_evictions()).sum()
+    }
+
     /// Everything that lives as long as a worker's epoch begins anew.
     fn start_epoch(&mut self, limits: Limits) {
-        self.past_evictions += self.blocks.num_evictions();
-        self.limits = limits;
-        self.blocks = BlockManager::new(limits.num_blocks, limits.block_size);
+        self.past_evictions += self.num_evictions();
+        let (block_size, max_chunk) = (limits.block_size, limits.max_batch_tokens);
+        let group = |group: &GroupLimits| CacheGroup::new(*group, block_size, max_chunk);
+        self.groups = limits.groups.iter().map(group).collect();
         // A running sequence must find room for its next token in every step.
         let num_slots = limits.max_slots.min(limits.max_batch_tokens);
         self.free_slots = (0..num_slots).rev().collect();
         self.releases.clear();
         self.in_flight.clear();
         self.last_step = 0;
+        self.limits = limits;
     }
 
     /// Applies the worker's limits to a waiting sequence, which ends if it exceeds them.
@@ -321,8 +336,10 @@ impl Scheduler {
     /// Gives back the slot and the blocks of a sequence, at once: steps in flight run before
     /// anything that is sent later.
     fn stop_running(&mut self, index: u32) {
-        let Some((slot, table)) = self.sequences.get_mut(index).stop_running() else { return };
-        self.blocks.free(&table);
+        let Some((slot, tables)) = self.sequences.get_mut(index).stop_running() else { return };
+        for (group, table) in self.groups.iter_mut().zip(&tables) {
+            group.blocks.free(table.held());
+        }
         self.free_slots.push(slot);
         #[cfg(test)]
         if self.planted == Some(planted::PlantedBug::ReleaseLost) && self.releases.is_empty() {

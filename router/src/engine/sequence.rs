@@ -4,8 +4,9 @@
 //! is one that a step in flight will sample. Prompt, chunk, prefix hit, decode, preemption and
 //! resumption are nothing but values of that difference.
 //!
-//! A sequence *runs* exactly when it has a slot; everything that depends on the worker (table,
-//! `num_computed`, `num_promised`) is empty otherwise. Its tokens outlive any worker.
+//! A sequence *runs* exactly when it has a slot; everything that depends on the worker (tables,
+//! `num_computed`, `num_promised`, `num_unconfirmed`) is empty otherwise. Its tokens outlive any
+//! worker.
 //!
 //! This module does not know other sequences, steps or the order in which sequences run.
 
@@ -14,7 +15,8 @@ use std::time::Duration;
 
 use millstream_proto::AddSequence;
 
-use super::blocks::{BlockId, BlockKey};
+use super::blocks::BlockKey;
+use super::groups::BlockTable;
 use super::suspects::Suspicion;
 use super::{Event, FinishReason, NewSequence, SequenceId};
 
@@ -31,13 +33,17 @@ pub(super) struct Sequence {
     pub(super) max_len: usize,
     /// The worker's name for it while it runs.
     pub(super) slot: Option<u32>,
-    /// Its blocks, in the order of positions.
-    pub(super) table: Vec<BlockId>,
+    /// Its blocks, per cache group.
+    pub(super) tables: Vec<BlockTable>,
+    /// Positions that the tables of all groups reach.
+    pub(super) room: usize,
     /// Positions that steps already sent compute.
     pub(super) num_computed: usize,
+    /// Those of them that rows in flight compute.
+    pub(super) num_unconfirmed: usize,
     /// Tokens that steps in flight will sample.
     pub(super) num_promised: usize,
-    /// Leading blocks of the table that have been offered to the prefix index.
+    /// Leading places of the tables that have been offered to the prefix index.
     pub(super) num_indexed: usize,
     /// Rows in flight whose output still counts, of this run or of one that was preempted.
     pub(super) num_in_flight: usize,
@@ -62,8 +68,10 @@ impl Sequence {
             max_len: request.prompt.len() + request.max_tokens as usize,
             request,
             slot: None,
-            table: Vec::new(),
+            tables: Vec::new(),
+            room: 0,
             num_computed: 0,
+            num_unconfirmed: 0,
             num_promised: 0,
             num_indexed: 0,
             num_in_flight: 0,
@@ -81,6 +89,12 @@ impl Sequence {
 
     pub(super) fn num_output(&self) -> usize {
         self.tokens.len() - self.prompt_len()
+    }
+
+    /// Positions that are computed whatever becomes of the rows in flight: none of a row that was
+    /// not run lies before it, so nothing that is still to be computed does.
+    pub(super) fn num_confirmed(&self) -> usize {
+        self.num_computed - self.num_unconfirmed
     }
 
     /// Positions that no step sent so far computes.
@@ -124,13 +138,15 @@ impl Sequence {
     }
 
     /// Forgets everything that depends on the worker; returns its slot and its blocks.
-    pub(super) fn stop_running(&mut self) -> Option<(u32, Vec<BlockId>)> {
+    pub(super) fn stop_running(&mut self) -> Option<(u32, Vec<BlockTable>)> {
         let slot = self.slot.take()?;
+        self.room = 0;
         self.num_computed = 0;
+        self.num_unconfirmed = 0;
         self.num_promised = 0;
         self.num_indexed = 0;
         self.run += 1;
-        Some((slot, std::mem::take(&mut self.table)))
+        Some((slot, std::mem::take(&mut self.tables)))
     }
 
     /// The message that makes the worker know this sequence.

@@ -2,21 +2,26 @@
 
 use super::{Plan, PlannedRow, Scheduler};
 use crate::engine::blocks::BlockId;
+use crate::engine::groups::BlockTable;
 use crate::engine::sequence::Sequence;
 
 impl Scheduler {
     /// Checks the invariants of queues, slots, debts and blocks. For tests: it reads everything.
     pub fn check_integrity(&self) -> Result<(), String> {
-        let tables = self.sequences.iter().map(|(_, sequence)| sequence.table.as_slice());
-        self.blocks.check_integrity(tables)?;
+        for (number, group) in self.groups.iter().enumerate() {
+            let tables = self.sequences.iter().filter_map(|(_, s)| s.tables.get(number));
+            let held = group.blocks.check_integrity(tables.map(BlockTable::held));
+            held.map_err(|rule| format!("group {number}: {rule}"))?;
+        }
         self.check_queues()?;
         self.check_slots()?;
         for (_, sequence) in self.sequences.iter() {
             let id = sequence.id;
             self.check_debt(sequence).map_err(|rule| format!("{id:?}: {rule}"))?;
+            self.check_room(sequence).map_err(|rule| format!("{id:?}: {rule}"))?;
             self.check_content(sequence).map_err(|rule| format!("{id:?}: {rule}"))?;
         }
-        self.check_sharing()
+        (0..self.groups.len()).try_for_each(|number| self.check_sharing(number))
     }
 
     fn check_queues(&self) -> Result<(), String> {
@@ -76,12 +81,40 @@ impl Scheduler {
             let max_len = sequence.max_len;
             return Err(format!("{len} tokens + {promised}, {computed} computed, max {max_len}"));
         }
-        let room = sequence.table.len() * self.limits.block_size as usize;
+        let this_run = in_flight.iter().filter(|row| row.run == sequence.run);
+        let unconfirmed: usize = this_run.map(|row| row.len).sum();
+        if unconfirmed != sequence.num_unconfirmed {
+            let counted = sequence.num_unconfirmed;
+            return Err(format!("{unconfirmed} positions in flight, {counted} counted"));
+        }
+        if sequence.slot.is_none() && computed + promised + sequence.tables.len() > 0 {
+            return Err("it waits and is not empty".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Every group has a block for each position that is computed, or may be, and is not behind the
+    /// window of those that are confirmed.
+    fn check_room(&self, sequence: &Sequence) -> Result<(), String> {
+        let (computed, room) = (sequence.num_computed, sequence.room);
         if computed > room {
             return Err(format!("{computed} positions computed in room for {room}"));
         }
-        if sequence.slot.is_none() && computed + promised + sequence.table.len() > 0 {
-            return Err("it waits and is not empty".to_owned());
+        #[cfg(test)]
+        if self.planted.is_some_and(super::planted::PlantedBug::is_of_windows) {
+            return Ok(());
+        }
+        for (number, (group, table)) in self.groups.iter().zip(&sequence.tables).enumerate() {
+            let has = table.len() * self.limits.block_size as usize;
+            if has < room {
+                return Err(format!("group {number} has room for {has} positions, not {room}"));
+            }
+            let (empty, needed) = (table.num_empty(), group.first_needed(sequence.num_confirmed()));
+            if empty > needed {
+                return Err(format!(
+                    "group {number} needs block {needed} and has none before {empty}"
+                ));
+            }
         }
         Ok(())
     }
@@ -89,8 +122,12 @@ impl Scheduler {
     /// What the index says of a sequence's blocks is what the sequence holds.
     fn check_content(&self, sequence: &Sequence) -> Result<(), String> {
         let block_size = self.limits.block_size as usize;
-        for (place, &block) in sequence.table.iter().enumerate() {
-            let Some((_, tokens)) = self.blocks.indexed_content(block) else { continue };
+        let tables = self.groups.iter().zip(&sequence.tables);
+        let places = tables.flat_map(|(group, table)| {
+            table.enumerate().map(|(place, block)| (&group.blocks, place, block))
+        });
+        for (blocks, place, block) in places {
+            let Some((_, tokens)) = blocks.indexed_content(block) else { continue };
             let end = (place + 1) * block_size;
             if end > sequence.tokens.len() || tokens != &sequence.tokens[end - block_size..end] {
                 return Err(format!("block {} is indexed with other tokens", block.0));
@@ -103,11 +140,13 @@ impl Scheduler {
     }
 
     /// A block in two tables is full, at the same place, after the same tokens and salt.
-    fn check_sharing(&self) -> Result<(), String> {
-        let mut holder: Vec<Option<(&Sequence, usize)>> = vec![None; self.blocks.num_blocks()];
+    fn check_sharing(&self, number: usize) -> Result<(), String> {
+        let num_blocks = self.groups[number].blocks.num_blocks();
+        let mut holder: Vec<Option<(&Sequence, usize)>> = vec![None; num_blocks];
         let block_size = self.limits.block_size as usize;
         for (_, sequence) in self.sequences.iter() {
-            for (place, &BlockId(block)) in sequence.table.iter().enumerate() {
+            let Some(table) = sequence.tables.get(number) else { continue };
+            for (place, BlockId(block)) in table.enumerate() {
                 let Some((other, other_place)) = holder[block as usize] else {
                     holder[block as usize] = Some((sequence, place));
                     continue;
@@ -120,7 +159,8 @@ impl Scheduler {
                     && sequence.request.cache_salt == other.request.cache_salt;
                 if !is_same {
                     return Err(format!(
-                        "block {block} is shared by {:?} and {:?}, whose texts differ",
+                        "block {block} of group {number} is shared by {:?} and {:?}, whose texts \
+                         differ",
                         sequence.id, other.id
                     ));
                 }

@@ -74,6 +74,10 @@ impl Scheduler {
             return None;
         };
         sequence.num_in_flight -= 1;
+        let is_this_run = row.run == sequence.run;
+        if is_this_run {
+            sequence.num_unconfirmed -= row.len;
+        }
         if let Some(error) = output.error {
             return Some(self.fail(row, error));
         }
@@ -81,7 +85,6 @@ impl Scheduler {
             return None;
         }
         let count = output.tokens.len();
-        let is_this_run = row.run == sequence.run;
         if is_this_run {
             sequence.num_promised -= 1;
             sequence.num_computed -= if count == 0 { row.len } else { 1 - count };
@@ -125,13 +128,14 @@ impl Scheduler {
         if is_over {
             // A row in flight may have been meant to compute the last token. The worker, which
             // knows the stop tokens, does not run it.
-            sequence.num_computed = sequence.num_computed.min(sequence.tokens.len() - 1);
+            sequence.num_computed = sequence.num_confirmed();
+            sequence.num_unconfirmed = 0;
         }
         let known = sequence.tokens.len().min(sequence.num_computed);
         if sequence.num_indexed < known / self.limits.block_size as usize {
             let next = self.in_flight.front_mut().map(|plan| &mut plan.trusted);
             let mut trusted = next.map(std::mem::take).unwrap_or_default();
-            self.index_blocks(row.index, row.start + row.len, &mut trusted);
+            self.index_blocks(row.index, &mut trusted);
             if let Some(plan) = self.in_flight.front_mut() {
                 plan.trusted = trusted;
             }
@@ -144,9 +148,7 @@ impl Scheduler {
     /// The sequence of a broken row ends alone. None of its blocks is reused: what broke may have
     /// been in any of them.
     fn fail(&mut self, row: &PlannedRow, error: &RowError) -> Event {
-        for &block in &self.sequences.get(row.index).table {
-            self.blocks.unindex(block);
-        }
+        self.forget_blocks(row.index);
         let reason = match error.kind() {
             Kind::Numeric => "the model produced no usable numbers for this request",
             Kind::Grammar => "no token satisfies the grammar of this request",
@@ -167,19 +169,24 @@ impl Scheduler {
     fn distrust(&mut self, id: SequenceId, trusted: &[Trusted]) {
         for found in trusted.iter().filter(|found| found.id == id) {
             // The block may have been handed out again, and hold something else.
-            let holds = self.blocks.indexed_content(found.block).map(|(key, _)| key);
+            let blocks = &mut self.groups[found.group].blocks;
+            let holds = blocks.indexed_content(found.block).map(|(key, _)| key);
             if holds == Some(found.key) {
-                self.blocks.unindex(found.block);
+                blocks.unindex(found.block);
                 self.restart_sharers(found);
             }
         }
     }
 
     fn restart_sharers(&mut self, found: &Trusted) {
-        let Trusted { id: owner, place, block, .. } = *found;
+        let Trusted { id: owner, group, place, block, .. } = *found;
         for index in self.running.clone() {
+            if !self.sequences.is_live(index) {
+                // Another row of this output has ended it.
+                continue;
+            }
             let sequence = self.sequences.get_mut(index);
-            if sequence.id == owner || sequence.table.get(place) != Some(&block) {
+            if sequence.id == owner || sequence.tables[group].get(place) != Some(block) {
                 continue;
             }
             for later in &mut self.in_flight {
@@ -188,8 +195,10 @@ impl Scheduler {
                 }
             }
             sequence.num_in_flight = 0;
-            for &block in &sequence.table[place..] {
-                self.blocks.unindex(block);
+            for (group, table) in self.groups.iter_mut().zip(&sequence.tables) {
+                for (_, block) in table.enumerate().filter(|(at, _)| *at >= place) {
+                    group.blocks.unindex(block);
+                }
             }
             self.stats.preemptions += 1;
             self.stop_running(index);

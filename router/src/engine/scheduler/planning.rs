@@ -1,8 +1,9 @@
 //! The next step: decodes first, then prompts, within one budget of tokens.
 //!
 //! While others wait for prompt compute, one prompt takes at most half of what the decodes leave;
-//! what nobody else can use goes to the oldest. The blocks of everything a sequence knows are
-//! handed out at its admission, so only decodes can run out of blocks.
+//! what nobody else can use goes to the oldest. Every running sequence first gets room for one
+//! position, the oldest first; only then are rows made longer and others admitted, so nobody is
+//! preempted who stands in the step.
 
 use std::time::Duration;
 
@@ -10,21 +11,19 @@ use millstream_proto::{AddSequence, CONTINUE, MAX_STEPS_IN_FLIGHT, Step};
 
 #[cfg(test)]
 use super::planted::PlantedBug;
-use super::{Plan, PlannedRow, Scheduler, Trusted};
-use crate::engine::FinishReason;
+use super::room::too_long;
+use super::{CacheGroup, Plan, PlannedRow, Scheduler};
 use crate::engine::blocks::BlockId;
+use crate::engine::groups::BlockTable;
 use crate::engine::sequence::Sequence;
 
 /// Bytes of added sequences per step, far below the message limit: after a failover hundreds of
 /// long sequences come back at once.
 const MAX_ADD_BYTES: usize = 16 << 20;
 
-/// The only cache group, so far.
-const GROUP: u32 = 0;
-
 /// A step in the making.
 #[derive(Default)]
-struct Draft {
+pub(super) struct Draft {
     step: Step,
     rows: Vec<PlannedRow>,
     /// Positions that the step may still compute.
@@ -57,6 +56,7 @@ impl Scheduler {
         if self.in_flight.len() >= MAX_STEPS_IN_FLIGHT {
             return None;
         }
+        self.free_behind_windows();
         let mut draft = self.begin_draft();
         self.plan_running(&mut draft);
         self.plan_prompts(&mut draft);
@@ -67,7 +67,7 @@ impl Scheduler {
         // Only now, so that nothing in this step can hit what this step computes.
         let mut trusted = Vec::new();
         for row in &draft.rows {
-            self.index_blocks(row.index, row.start, &mut trusted);
+            self.index_blocks(row.index, &mut trusted);
         }
         self.last_step += 1;
         self.stats.steps += 1;
@@ -76,40 +76,6 @@ impl Scheduler {
         step.release = std::mem::take(&mut self.releases);
         self.in_flight.push_back(Plan { step: self.last_step, sent_at: now, rows, trusted });
         Some(step)
-    }
-
-    /// Offers to the index the leading blocks of a sequence that are known, and computed by a step
-    /// already sent. Those that end beyond the position `num_settled` are so on the word of a row
-    /// in flight, and are noted as such.
-    pub(super) fn index_blocks(
-        &mut self,
-        index: u32,
-        num_settled: usize,
-        trusted: &mut Vec<Trusted>,
-    ) {
-        if !self.limits.prefix_caching {
-            return;
-        }
-        let block_size = self.limits.block_size as usize;
-        let sequence = self.sequences.get_mut(index);
-        let known = sequence.tokens.len().min(sequence.num_computed);
-        #[cfg(test)]
-        let known = match self.planted {
-            Some(PlantedBug::UncomputedBlockIndexed) => {
-                sequence.tokens.len().min(sequence.table.len() * block_size)
-            }
-            _ => known,
-        };
-        while sequence.num_indexed < known / block_size {
-            let place = sequence.num_indexed;
-            let (id, block) = (sequence.id, sequence.table[place]);
-            let key = sequence.key(place, block_size);
-            self.blocks.index(block, key, sequence.block_tokens(place, block_size));
-            sequence.num_indexed += 1;
-            if sequence.num_indexed * block_size > num_settled {
-                trusted.push(Trusted { id, place, block, key });
-            }
-        }
     }
 
     fn begin_draft(&mut self) -> Draft {
@@ -135,7 +101,9 @@ impl Scheduler {
             place += 1;
             let sequence = self.sequences.get(index);
             if sequence.has_unpaid_prompt() {
-                draft.prompts.push(Prompt { index, len: 0 });
+                if self.grow(draft, index) {
+                    draft.prompts.push(Prompt { index, len: 0 });
+                }
             } else if sequence.debt() == 1
                 && sequence.may_sample()
                 && draft.budget > 0
@@ -146,67 +114,39 @@ impl Scheduler {
         }
     }
 
-    /// Makes room for the next position of a running sequence, if need be by preempting the
-    /// youngest. False if that was the sequence itself.
-    fn grow(&mut self, draft: &mut Draft, index: u32) -> bool {
-        let block_size = self.limits.block_size as usize;
-        loop {
-            let sequence = self.sequences.get_mut(index);
-            if sequence.num_computed < sequence.table.len() * block_size {
-                return true;
-            }
-            if let Some(block) = self.blocks.allocate() {
-                sequence.table.push(block);
-                draft.push_block(sequence, block);
-                continue;
-            }
-            let youngest = *self.running.last().expect("the sequence that grows is running");
-            if self.running.len() == 1 {
-                let (len, blocks) = (sequence.tokens.len(), self.limits.num_blocks);
-                self.end_with_event(index, too_long(len, blocks));
-                self.forget_ended();
-                return false;
-            }
-            self.preempt(youngest);
-            if youngest == index {
-                return false;
-            }
-        }
-    }
-
-    /// Takes the youngest running sequence off the worker, to begin again later.
-    fn preempt(&mut self, youngest: u32) {
-        self.stats.preemptions += 1;
-        self.running.pop();
-        self.stop_running(youngest);
-        self.wait_again(youngest);
-    }
-
     fn plan_prompts(&mut self, draft: &mut Draft) {
-        let is_contended = draft.prompts.len() + self.waiting.len() > 1;
+        let mut prompts = std::mem::take(&mut draft.prompts);
+        let is_contended = prompts.len() + self.waiting.len() > 1;
         let share = if is_contended { draft.budget.div_ceil(2) } else { draft.budget };
         let mut left = draft.budget;
-        for prompt in &mut draft.prompts {
-            prompt.len = self.sequences.get(prompt.index).debt().min(share).min(left);
-            left -= prompt.len;
+        for Prompt { index, len } in &mut prompts {
+            let wanted = self.sequences.get(*index).debt().min(share).min(left);
+            *len = self.reach(draft, *index, wanted);
+            left -= *len;
         }
-        self.admit(draft, share, &mut left);
-        let prompts = std::mem::take(&mut draft.prompts);
+        self.admit(draft, &mut prompts, share, &mut left);
         for Prompt { index, len } in prompts {
-            let sequence = self.sequences.get_mut(index);
-            let more = (sequence.debt() - len).min(left);
-            left -= more;
-            if len + more == 0 {
+            let wanted = self.sequences.get(index).debt().min(len + left);
+            let reached = self.reach(draft, index, wanted);
+            left -= reached - len;
+            if reached == 0 {
                 continue;
             }
+            let sequence = self.sequences.get_mut(index);
             let prompt_left = sequence.prompt_len().saturating_sub(sequence.num_computed);
-            self.stats.prompt_tokens += (len + more).min(prompt_left) as u64;
-            draft.push_row(index, sequence, len + more);
+            self.stats.prompt_tokens += reached.min(prompt_left) as u64;
+            draft.push_row(index, sequence, reached);
         }
     }
 
     /// Admits waiting sequences while there is budget and room.
-    fn admit(&mut self, draft: &mut Draft, share: usize, left: &mut usize) {
+    fn admit(
+        &mut self,
+        draft: &mut Draft,
+        prompts: &mut Vec<Prompt>,
+        share: usize,
+        left: &mut usize,
+    ) {
         let mut place = 0;
         while *left > 0
             && place < self.waiting.len()
@@ -222,9 +162,10 @@ impl Scheduler {
                         .running
                         .partition_point(|&other| self.sequences.get(other).arrival < arrival);
                     self.running.insert(place_running, index);
-                    let len = self.sequences.get(index).debt().min(share).min(*left);
+                    let wanted = self.sequences.get(index).debt().min(share).min(*left);
+                    let len = self.reach(draft, index, wanted);
                     *left -= len;
-                    draft.prompts.push(Prompt { index, len });
+                    prompts.push(Prompt { index, len });
                     #[cfg(test)]
                     self.plant_hit_within_step(index, len);
                 }
@@ -246,20 +187,28 @@ impl Scheduler {
             // What is in flight still brings tokens, and they belong to what is added again.
             return Admission::Blocked;
         }
-        let num_blocks = sequence.tokens.len().div_ceil(self.limits.block_size as usize);
-        if num_blocks > self.limits.num_blocks as usize {
-            let reason = too_long(sequence.tokens.len(), self.limits.num_blocks);
+        let num_tokens = sequence.tokens.len();
+        let total = num_tokens.div_ceil(self.limits.block_size as usize);
+        let lacks_blocks =
+            |group: &&CacheGroup| group.admitted_len(0, total) > group.blocks.num_blocks();
+        if let Some(group) = self.groups.iter().find(lacks_blocks) {
+            let reason = too_long(num_tokens, group.blocks.num_blocks());
             self.end_with_event(index, reason);
             return Admission::Ended;
         }
-        let hits = self.match_prefix(index);
-        let free_hits = hits.iter().filter(|&&block| self.blocks.is_free(block)).count();
+        let tables = self.match_prefix(index);
         // One block per running sequence stays free, or the next tokens would preempt this one.
-        let needed = free_hits + num_blocks - hits.len();
-        if needed + self.running.len() > self.blocks.num_free() {
+        let num_spared = self.running.len();
+        let has_room = self.groups.iter().zip(&tables).all(|(group, hits)| {
+            let free_hits =
+                hits.held().iter().filter(|&&block| group.blocks.is_free(block)).count();
+            let num_new = group.admitted_len(hits.len(), total) - hits.len();
+            free_hits + num_new + num_spared <= group.blocks.num_free()
+        });
+        if !has_room {
             return Admission::Blocked;
         }
-        self.start_running(draft, index, hits, num_blocks);
+        self.start_running(draft, index, tables, total);
         Admission::Admitted
     }
 
@@ -272,40 +221,40 @@ impl Scheduler {
         })
     }
 
-    /// The longest run of blocks that hold the beginning of a sequence. The last token is always
-    /// computed, even when its block is there: without it there are no logits.
-    fn match_prefix(&mut self, index: u32) -> Vec<BlockId> {
-        let mut hits = Vec::new();
-        if !self.limits.prefix_caching {
-            return hits;
-        }
+    /// Gives a sequence a slot and blocks: `tables` hold its prefix hits, `total` places hold what
+    /// it knows.
+    fn start_running(
+        &mut self,
+        draft: &mut Draft,
+        index: u32,
+        mut tables: Vec<BlockTable>,
+        total: usize,
+    ) {
         let block_size = self.limits.block_size as usize;
-        let sequence = self.sequences.get_mut(index);
-        for block in 0..(sequence.tokens.len() - 1) / block_size {
-            let key = sequence.key(block, block_size);
-            let tokens = sequence.block_tokens(block, block_size);
-            let Some(hit) = self.blocks.find(key, tokens) else { break };
-            hits.push(hit);
-        }
-        hits
-    }
-
-    fn start_running(&mut self, draft: &mut Draft, index: u32, hits: Vec<BlockId>, blocks: usize) {
-        let cached = hits.len() * self.limits.block_size as usize;
         let slot = self.free_slots.pop().expect("admission found a free slot");
-        for &hit in &hits {
-            self.blocks.hold(hit);
+        let num_hits = tables.iter().map(BlockTable::len).min().unwrap_or(0);
+        let mut room = usize::MAX;
+        for (number, (group, table)) in self.groups.iter_mut().zip(&mut tables).enumerate() {
+            for &hit in table.held() {
+                group.blocks.hold(hit);
+            }
+            let len = group.admitted_len(num_hits, total);
+            table.reserve(len - num_hits + 1);
+            while table.len() < len {
+                table.push(group.blocks.allocate().expect("admission counted the free blocks"));
+            }
+            for &block in table.places() {
+                draft.push_block(slot, number, block);
+            }
+            room = room.min(len * block_size);
         }
+        let cached = num_hits * block_size;
         let sequence = self.sequences.get_mut(index);
         sequence.slot = Some(slot);
         sequence.num_computed = cached;
-        sequence.num_indexed = hits.len();
-        sequence.table = hits;
-        sequence.table.reserve(blocks - sequence.table.len() + 1);
-        while sequence.table.len() < blocks {
-            let block = self.blocks.allocate().expect("admission counted the free blocks");
-            sequence.table.push(block);
-        }
+        sequence.num_indexed = num_hits;
+        sequence.tables = tables;
+        sequence.room = room;
         if sequence.cached_tokens.is_none() {
             let queried = sequence.prompt_len();
             sequence.cached_tokens = Some(cached.min(queried) as u32);
@@ -317,9 +266,6 @@ impl Scheduler {
         let added = sequence.to_add(slot);
         draft.add_bytes += bytes_of(&added);
         draft.step.add.push(added);
-        for &block in &sequence.table {
-            draft.push_block(sequence, block);
-        }
     }
 
     /// Offers the blocks of an admitted sequence while others are yet to be admitted.
@@ -327,7 +273,7 @@ impl Scheduler {
     fn plant_hit_within_step(&mut self, index: u32, len: usize) {
         if self.planted == Some(PlantedBug::HitWithinStep) {
             self.sequences.get_mut(index).num_computed += len;
-            self.index_blocks(index, 0, &mut Vec::new());
+            self.index_blocks(index, &mut Vec::new());
             self.sequences.get_mut(index).num_computed -= len;
         }
     }
@@ -346,22 +292,17 @@ impl Draft {
         let (id, run) = (sequence.id, sequence.run);
         self.rows.push(PlannedRow { index, id, run, start, len, samples, is_void: false });
         sequence.num_computed += len;
+        sequence.num_unconfirmed += len;
         sequence.num_promised += usize::from(samples);
         sequence.num_in_flight += 1;
         self.budget -= len;
     }
 
-    fn push_block(&mut self, sequence: &Sequence, block: BlockId) {
-        self.step.new_block_slot.push(sequence.slot.expect("blocks are of a running sequence"));
-        self.step.new_block_group.push(GROUP);
+    pub(super) fn push_block(&mut self, slot: u32, group: usize, block: BlockId) {
+        self.step.new_block_slot.push(slot);
+        self.step.new_block_group.push(group as u32);
         self.step.new_block.push(block.0);
     }
-}
-
-fn too_long(num_tokens: usize, num_blocks: u32) -> FinishReason {
-    FinishReason::Error(format!(
-        "a sequence of {num_tokens} tokens does not fit the worker's {num_blocks} cache blocks"
-    ))
 }
 
 /// What an added sequence takes on the wire, at most, give or take a few bytes.

@@ -13,4 +13,17 @@ pub(crate) enum PlantedBug {
     HitWithinStep,
     /// An output is taken for the present epoch's whatever epoch it names.
     OldEpochBelieved,
+    /// The first block that a window needs is freed with those behind it.
+    FreedTooEarly,
+    /// Blocks are freed behind rows in flight, as if each of them would be run.
+    FreedOnPlanned,
+    /// A prefix hit lacks the first block of its window.
+    HoleInWindow,
+}
+
+impl PlantedBug {
+    /// Whether tables contradict the windows: then the texts must tell, not the check of tables.
+    pub(crate) fn is_of_windows(self) -> bool {
+        matches!(self, Self::FreedTooEarly | Self::FreedOnPlanned | Self::HoleInWindow)
+    }
 }

@@ -7,6 +7,7 @@ mod losses;
 mod outputs;
 mod planning;
 mod prefixes;
+mod windows;
 
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ fn limits(max_batch_tokens: u32, num_blocks: u32) -> Limits {
         max_batch_tokens,
         max_slots: 8,
         block_size: 4,
-        num_blocks,
+        groups: vec![GroupLimits { num_blocks, window: None }],
         max_model_len: 1000.min(num_blocks * 4),
         prefix_caching: true,
     }

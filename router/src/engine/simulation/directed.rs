@@ -1,13 +1,14 @@
 //! Chosen paths: every kill point of one workload, a full house, a request that kills workers.
 
 use super::*;
+use crate::engine::scheduler::Stats;
 
 /// Room for about two of the workload's four sequences, so that they preempt one another.
 fn small_config() -> MockConfig {
     MockConfig {
         vocab_size: 50,
         block_size: 4,
-        num_blocks: 14,
+        cache_groups: vec![MockGroup::full(14)],
         max_slots: 4,
         max_model_len: 40,
         max_batch_tokens: 12,
@@ -30,8 +31,8 @@ fn workload() -> Vec<NewSequence> {
 
 /// Runs the workload in lockstep, both steps always in flight, and kills the worker after as many
 /// actions as given. Returns how many actions there were before, and the world at the end.
-fn run_workload(kill_at: Option<usize>) -> Checked<(usize, World)> {
-    let mut world = World::new(small_config(), engine_config(), None);
+fn run_workload(config: &MockConfig, kill_at: Option<usize>) -> Checked<(usize, World)> {
+    let mut world = World::new(config.clone(), engine_config(), None);
     world.connect()?;
     for (id, request) in workload().into_iter().enumerate() {
         world.submit(id as u64, request)?;
@@ -57,19 +58,32 @@ fn run_workload(kill_at: Option<usize>) -> Checked<(usize, World)> {
     Ok((num_actions, world))
 }
 
-#[test]
-fn for_every_kill_point_the_texts_are_the_undisturbed_texts() {
-    let (num_actions, world) = run_workload(None).unwrap();
+/// Kills the worker at each point of the workload. Returns the figures of the undisturbed run.
+fn kill_everywhere(config: &MockConfig) -> Stats {
+    let (num_actions, world) = run_workload(config, None).unwrap();
     let stats = world.core.stats();
     assert!(stats.preemptions > 0 && stats.cached_tokens > 0 && num_actions > 100, "{stats:?}");
     let (mut in_flight, mut late) = (0, 0);
     for kill_at in 0..num_actions {
-        let (_, world) = run_workload(Some(kill_at))
+        let (_, world) = run_workload(config, Some(kill_at))
             .unwrap_or_else(|rule| panic!("killed before action {kill_at}: {rule}"));
         in_flight += world.deaths_in_flight;
         late += world.core.stats().ignored_outputs;
     }
     assert!(in_flight > 0 && late > 0, "{in_flight} deaths in flight, {late} late outputs");
+    stats
+}
+
+#[test]
+fn for_every_kill_point_the_texts_are_the_undisturbed_texts() {
+    kill_everywhere(&small_config());
+}
+
+#[test]
+fn for_every_kill_point_the_texts_with_windows_are_the_undisturbed_texts() {
+    let window = MockGroup { num_blocks: 9, window: Some(7) };
+    let cache_groups = vec![MockGroup::full(14), window];
+    assert!(kill_everywhere(&MockConfig { cache_groups, ..small_config() }).window_frees > 0);
 }
 
 #[test]
@@ -102,7 +116,7 @@ const POISON: u32 = 49;
 
 #[test]
 fn a_request_that_keeps_killing_workers_is_fenced_and_the_others_finish() {
-    let config = MockConfig { num_blocks: 64, ..small_config() };
+    let config = MockConfig { cache_groups: vec![MockGroup::full(64)], ..small_config() };
     let mut world = World::new(config, engine_config(), None);
     world.connect().unwrap();
     for id in 0..4 {

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_backends::executor::Executor;
-use millstream_backends::mock::{MockConfig, MockModel, reference_text};
-use millstream_proto::{Step, StepOutput};
+use millstream_backends::mock::{MockConfig, MockGroup, MockModel, reference_text};
+use millstream_proto::{CONTINUE, NO_BLOCK, Step, StepOutput};
 
 use super::core::{EngineConfig, EngineCore, Input};
 use super::scheduler::planted::PlantedBug;
@@ -60,6 +60,10 @@ struct World {
     clients: BTreeMap<u64, Client>,
     num_left: usize,
     deaths_in_flight: u64,
+    /// Rows that the worker did not run.
+    rows_not_run: u64,
+    /// Places of prefix hits that lay behind a window.
+    places_behind_windows: u64,
 }
 
 impl World {
@@ -80,6 +84,8 @@ impl World {
             clients: BTreeMap::new(),
             num_left: 0,
             deaths_in_flight: 0,
+            rows_not_run: 0,
+            places_behind_windows: 0,
         }
     }
 
@@ -132,6 +138,8 @@ impl World {
         let Some(step) = self.core.next_step(self.now) else { return Ok(false) };
         self.check()?;
         self.slots.follow(&step)?;
+        let absent = step.new_block.iter().filter(|&&block| block == NO_BLOCK).count();
+        self.places_behind_windows += absent as u64;
         self.sent.push_back(step);
         if self.sent.len() + self.answered.len() > 2 {
             return Err("more than two steps are in flight".to_owned());
@@ -141,8 +149,26 @@ impl World {
 
     /// The worker runs a step, if there is one.
     fn execute(&mut self) -> Checked<bool> {
-        let Some(step) = self.sent.pop_front() else { return Ok(false) };
-        let output = self.executor.execute(step);
+        self.execute_without(|_| false)
+    }
+
+    /// The worker runs a step, if there is one, but for those rows that `skips` chooses. Only a row
+    /// that continues where its sequence is can be skipped without telling the worker: the next
+    /// row of the sequence computes what this one left.
+    fn execute_without(&mut self, mut skips: impl FnMut(usize) -> bool) -> Checked<bool> {
+        let Some(mut step) = self.sent.pop_front() else { return Ok(false) };
+        let is_decode = |&row: &usize| step.row_start[row] == CONTINUE && step.row_sample[row] == 1;
+        let skipped: Vec<usize> =
+            (0..step.row_slot.len()).filter(is_decode).filter(|&row| skips(row)).collect();
+        for &row in skipped.iter().rev() {
+            step.row_slot.remove(row);
+            step.row_start.remove(row);
+            step.row_len.remove(row);
+            step.row_sample.remove(row);
+        }
+        let mut output = self.executor.execute(step);
+        skipped.iter().for_each(|&row| output.row_count.insert(row, 0));
+        self.rows_not_run += skipped.len() as u64;
         if let Some(error) = output.row_error.first() {
             return Err(format!("the worker reports: {}", error.message));
         }

@@ -32,10 +32,14 @@ struct Tally {
     deaths_in_flight: u64,
     late_outputs: u64,
     fenced: u64,
+    rows_not_run: u64,
+    window_frees: u64,
+    places_behind_windows: u64,
+    shrunk_hits: u64,
 }
 
 impl Tally {
-    fn add(&mut self, world: &World, actions: usize) {
+    fn add(&mut self, world: &mut World, actions: usize) {
         let stats: Stats = world.core.stats();
         self.actions += actions as u64;
         self.tokens += stats.generated_tokens;
@@ -46,6 +50,10 @@ impl Tally {
         self.deaths_in_flight += world.deaths_in_flight;
         self.late_outputs += stats.ignored_outputs;
         self.fenced += stats.fenced;
+        self.rows_not_run += world.rows_not_run;
+        self.window_frees += stats.window_frees;
+        self.places_behind_windows += world.places_behind_windows;
+        self.shrunk_hits += world.core.scheduler().shrunk_hits;
     }
 
     fn missing(&self) -> Vec<&'static str> {
@@ -57,6 +65,10 @@ impl Tally {
             ("deaths in flight", self.deaths_in_flight),
             ("late outputs of old epochs", self.late_outputs),
             ("fenced sequences", self.fenced),
+            ("rows that were not run", self.rows_not_run),
+            ("blocks freed behind a window", self.window_frees),
+            ("hits with nothing behind a window", self.places_behind_windows),
+            ("hits that a window made shorter", self.shrunk_hits),
         ];
         required.iter().filter(|(_, count)| *count == 0).map(|(name, _)| *name).collect()
     }
@@ -80,18 +92,17 @@ struct Life {
     abort_rate: u32,
     kill_rate: u32,
     send_rate: u32,
+    skip_rate: u32,
 }
 
 impl Life {
     fn new(seed: u64, planted: Option<PlantedBug>) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let block_size = [2, 4, 8][rng.random_range(0..3)];
-        // From hardly one sequence to enough for all.
-        let num_blocks = rng.random_range(48 / block_size..=160 / block_size);
         let config = MockConfig {
             vocab_size: 20,
             block_size,
-            num_blocks,
+            cache_groups: cache_groups(&mut rng, block_size),
             max_slots: rng.random_range(1..=10),
             max_model_len: rng.random_range(24..=48),
             max_batch_tokens: rng.random_range(2..=60),
@@ -112,6 +123,7 @@ impl Life {
             abort_rate: rng.random_range(0..3),
             kill_rate: rng.random_range(0..4),
             send_rate: rng.random_range(10..60),
+            skip_rate: rng.random_range(0..30),
             world: World::new(config, engine, planted),
             rng,
         }
@@ -150,7 +162,11 @@ impl Life {
             0..8 => self.submit(),
             8..12 => self.deliver_stale(),
             roll if roll < 12 + self.send_rate => world.send().map(|_| ()),
-            roll if roll % 2 == 0 => world.execute().map(|_| ()),
+            roll if roll % 2 == 0 => {
+                let skip_rate = self.skip_rate;
+                let rng = &mut self.rng;
+                world.execute_without(|_| rng.random_range(0..100) < skip_rate).map(|_| ())
+            }
             _ => {
                 world.deliver()?;
                 self.check_liveness()
@@ -246,6 +262,25 @@ impl Life {
     }
 }
 
+/// Cache groups of every kind, each of which holds from hardly one sequence to enough for all.
+fn cache_groups(rng: &mut StdRng, block_size: u32) -> Vec<MockGroup> {
+    let full = MockGroup::full(rng.random_range(48 / block_size..=160 / block_size));
+    let mut window = || {
+        let window = rng.random_range(1..=20_u32);
+        let least = (window - 1).div_ceil(block_size) + 2;
+        let num_blocks = least + rng.random_range(0..=100 / block_size);
+        MockGroup { num_blocks, window: Some(window) }
+    };
+    let (one, other) = (window(), window());
+    match rng.random_range(0..5) {
+        0 => vec![full],
+        1 => vec![one],
+        2 => vec![full, one],
+        3 => vec![one, other],
+        _ => vec![one, full, other],
+    }
+}
+
 fn text(rng: &mut StdRng, len: usize) -> Vec<u32> {
     (0..len).map(|_| rng.random_range(0..20)).collect()
 }
@@ -255,7 +290,7 @@ fn live(seed: u64, planted: Option<PlantedBug>, tally: &mut Tally) -> Checked {
     let mut life = Life::new(seed, planted);
     let result = catch_unwind(AssertUnwindSafe(|| life.run()));
     let actions = result.unwrap_or_else(|_| Err("a panic".to_owned()))?;
-    tally.add(&life.world, actions);
+    tally.add(&mut life.world, actions);
     Ok(())
 }
 
@@ -284,6 +319,9 @@ fn every_planted_bug_is_caught() {
         PlantedBug::LateTokenDoubled,
         PlantedBug::HitWithinStep,
         PlantedBug::OldEpochBelieved,
+        PlantedBug::FreedTooEarly,
+        PlantedBug::FreedOnPlanned,
+        PlantedBug::HoleInWindow,
     ];
     for bug in bugs {
         let mut seeds = 0..NUM_SEEDS_PLANTED;

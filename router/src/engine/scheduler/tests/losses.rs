@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn after_a_loss_everything_waits_in_the_order_of_arrival_and_goes_on() {
     let limits = limits(8, 16);
-    let mut harness = Harness::new(limits, vec![prompt(1, 4), prompt(2, 4), prompt(3, 4)]);
+    let mut harness = Harness::new(limits.clone(), vec![prompt(1, 4), prompt(2, 4), prompt(3, 4)]);
     harness.step();
     harness.send();
     assert!(harness.scheduler.lose_worker(false, NOW).is_empty());

@@ -118,7 +118,7 @@ fn a_prompt_that_leaves_no_room_ends_with_an_error() {
 #[test]
 fn a_sequence_that_outgrows_the_cache_alone_ends_with_an_error() {
     let limits = Limits { max_model_len: 100, ..limits(8, 2) };
-    let mut harness = Harness::new(limits, vec![prompt(1, 8)]);
+    let mut harness = Harness::new(limits.clone(), vec![prompt(1, 8)]);
     harness.step();
     let step = harness.schedule().unwrap();
     assert_eq!((step.release, step.row_slot), (vec![0], vec![]));

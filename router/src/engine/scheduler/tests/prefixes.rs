@@ -118,6 +118,20 @@ fn a_broken_row_ends_alone_and_takes_its_blocks_out() {
 }
 
 #[test]
+fn a_row_may_break_beside_one_that_ends() {
+    let (id, mut first) = prompt(1, 4);
+    first.max_tokens = 1;
+    let mut harness = Harness::new(limits(64, 64), vec![(id, first), prompt(2, 9)]);
+    harness.send();
+    let mut output = harness.output();
+    (output.row_count, output.tokens) = (vec![1, 0], vec![7]);
+    output.row_error.push(RowError { row: 1, ..Default::default() });
+    let events = harness.answer_with(&output);
+    assert_eq!(events[0].finish, Some(FinishReason::Length));
+    assert!(matches!(events[1].finish, Some(FinishReason::Error(_))));
+}
+
+#[test]
 fn what_hit_a_block_that_was_not_run_begins_again() {
     let tokens: Vec<u32> = (0..9).collect();
     let mut harness = Harness::new(limits(64, 64), vec![(1, request(tokens.clone()))]);
