@@ -19,7 +19,7 @@ use tracing::warn;
 
 use crate::batch::{Batch, BatchRow};
 use crate::model::RowFailure;
-use crate::sampling::SamplingParams;
+use crate::sampling::{SamplingParams, TokenCounts};
 
 /// A sequence as the worker knows it.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +35,8 @@ pub struct Sequence {
     pub block_tables: Vec<Vec<u32>>,
     /// How its tokens are drawn.
     pub sampling: SamplingParams,
+    /// What its penalties count: [`TokenCounts::of`] its tokens, kept up to date.
+    pub counts: TokenCounts,
     /// Randomness is a function of (seed, choice, absolute position).
     pub seed: u64,
     /// Which of the request's choices this is.
@@ -203,6 +205,7 @@ impl Slots {
                 let num_outputs = end - sequence.prompt_len;
                 sequence.num_computed = end;
                 sequence.tokens.push(token);
+                sequence.counts.push(&sequence.sampling.penalties, token);
                 sequence.ended = num_outputs >= sequence.sampling.min_tokens
                     && sequence.stop_token_ids.contains(&token);
             }
@@ -226,12 +229,14 @@ impl Slots {
         }
         let checked = self.limits.check_add(&add);
         let failure = checked.as_ref().err().cloned();
+        let (sampling, prompt_len) = (checked.unwrap_or_default(), add.prompt_len as usize);
         let sequence = Sequence {
-            prompt_len: add.prompt_len as usize,
+            prompt_len,
+            counts: TokenCounts::of(&sampling.penalties, prompt_len, &add.tokens),
             tokens: add.tokens,
             num_computed: 0,
             block_tables: vec![Vec::new(); self.limits.groups.len()],
-            sampling: checked.unwrap_or_default(),
+            sampling,
             seed: add.seed,
             choice: add.choice,
             stop_token_ids: add.stop_token_ids,

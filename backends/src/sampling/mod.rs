@@ -4,45 +4,55 @@
 //! 1. ids from the vocabulary's size on do not exist;
 //! 2. `bias` is added;
 //! 3. before `min_tokens` output tokens, the stop tokens are banned;
-//! 4. temperature 0 takes the likeliest token, the smallest id among equals; otherwise the logits
+//! 4. the penalties: repetition, then frequency and presence (see `penalties.rs`);
+//! 5. temperature 0 takes the likeliest token, the smallest id among equals; otherwise the logits
 //!    are divided by the temperature, and of the tokens that are left
-//! 5. `top_k` keeps the k likeliest: exactly k, the smaller ids among equals (Transformers and vLLM
+//! 6. `top_k` keeps the k likeliest: exactly k, the smaller ids among equals (Transformers and vLLM
 //!    keep all that equal the k-th);
-//! 6. `top_p` keeps the smallest set of likeliest tokens whose mass is at least p of what `top_k`
+//! 7. `top_p` keeps the smallest set of likeliest tokens whose mass is at least p of what `top_k`
 //!    left, at least one token;
-//! 7. `min_p` keeps those at least min_p times as likely as the likeliest.
+//! 8. `min_p` keeps those at least min_p times as likely as the likeliest;
+//! 9. `typical_p` keeps the smallest set of most typical tokens whose mass is at least p of what
+//!    the others left, at least one token (see `typical.rs`).
 //!
-//! Temperature, `top_k`, `top_p`, `min_p` is the order of Transformers' generation; vLLM applies
-//! `min_p` before `top_k`, which differs only in the mass that `top_p` is a share of.
+//! The order is that of Transformers' generation (`_get_logits_processor` in generation/utils.py:
+//! sequence bias, repetition penalty, temperature, top-k, top-p, min-p, typical-p) and, as far as
+//! it has these, of vLLM (v1/sample/sampler.py: bias and min_tokens, then the penalties, then the
+//! temperature), whose `min_p` comes before `top_k`: that differs only in the mass that `top_p` is
+//! a share of. TGI, which has no bias and no min-p, has the same order.
 //!
 //! The draw is the inverse of the cumulative distribution over the tokens kept, *in the order of
 //! their ids*, at 64 random bits that are a function of (seed, choice, position). The order of ids
 //! costs no sort, and when rounding swaps two neighbours in likelihood no interval moves. Weights
-//! are whole numbers (see `weights.rs`), so sums are exact: a token depends on its own logits and
-//! parameters, and on nothing else. No path sorts the vocabulary.
+//! are whole numbers (see `weights.rs`), so sums are exact: a token depends on its own logits,
+//! parameters and text so far, and on nothing else. No path sorts the vocabulary.
 
 mod params;
+mod penalties;
 mod philox;
 mod rank;
 #[cfg(test)]
 mod tests;
+mod typical;
 mod weights;
 
 pub use params::SamplingParams;
+pub use penalties::{Penalties, TokenCounts};
 
 use crate::model::{RowFailure, SampledLogprobs, SampledToken};
 use crate::slots::Sequence;
+use typical::Typicality;
 
 /// Draws tokens from logits. It holds scratch memory only: a token depends on nothing but the
 /// arguments of [`Sampler::sample`].
 #[derive(Debug)]
 pub struct Sampler {
     vocab_size: usize,
-    /// What the logits were before bias and bans, in the order of the changes.
+    /// What the logits were before bias, bans and penalties, in the order of the changes.
     changed: Vec<(u32, f32)>,
     /// Rank keys of the most likely tokens.
     top: Vec<u64>,
-    /// (rank key, weight) of the tokens among which `top_p` cuts.
+    /// (rank key, weight) of the tokens among which `top_p` or `typical_p` cuts.
     candidates: Vec<(u64, u64)>,
     /// Weight of each token, by id; 0 for those that were filtered out.
     weights: Vec<u64>,
@@ -79,12 +89,20 @@ impl Sampler {
             return Err(RowFailure::numeric("the logits hold NaN or infinity"));
         }
         for (token, bias) in &params.bias {
-            self.change(logits, *token, *bias);
+            self.change(logits, *token, |logit| (logit + bias).min(f32::MAX));
         }
         if position.saturating_sub(sequence.prompt_len) < params.min_tokens {
             for stop in &sequence.stop_token_ids {
-                self.change(logits, *stop, f32::NEG_INFINITY);
+                self.change(logits, *stop, |_| f32::NEG_INFINITY);
             }
+        }
+        debug_assert_eq!(
+            sequence.counts,
+            TokenCounts::of(&params.penalties, sequence.prompt_len, &sequence.tokens),
+            "the counts are those of the sequence's tokens"
+        );
+        for (token, num_outputs) in sequence.counts.iter() {
+            self.change(logits, token, |logit| params.penalties.apply(logit, num_outputs));
         }
         let max = largest(logits);
         if max == f32::NEG_INFINITY {
@@ -104,11 +122,11 @@ impl Sampler {
         Ok(SampledToken { token, logprobs })
     }
 
-    /// Adds to a logit, so that it can be undone. Ids beyond the vocabulary are nobody's.
-    fn change(&mut self, logits: &mut [f32], token: u32, bias: f32) {
+    /// Changes a logit so that it can be undone. Ids beyond the vocabulary are nobody's.
+    fn change(&mut self, logits: &mut [f32], token: u32, changed: impl Fn(f32) -> f32) {
         if let Some(logit) = logits.get_mut(token as usize) {
             self.changed.push((token, *logit));
-            *logit = (*logit + bias).min(f32::MAX);
+            *logit = changed(*logit);
         }
     }
 
@@ -142,12 +160,38 @@ impl Sampler {
                 *weight = 0;
             }
         }
+        if params.typical_p < 1.0 {
+            let ranks = Typicality::of(logits, &self.weights, max, beta);
+            let cut = self.typical_cut(logits, &ranks, params.typical_p);
+            for (id, (weight, logit)) in self.weights.iter_mut().zip(logits).enumerate() {
+                if *weight > 0 && ranks.key(*logit, id as u32) < cut {
+                    *weight = 0;
+                }
+            }
+        }
+    }
+
+    /// The key of the least typical token that `typical_p` keeps of those in `weights`.
+    fn typical_cut(&mut self, logits: &[f32], ranks: &Typicality, typical_p: f32) -> u64 {
+        let (_, mass) = self.mass(typical_p);
+        self.candidates.clear();
+        for (id, (weight, logit)) in self.weights.iter().zip(logits).enumerate() {
+            if *weight > 0 {
+                self.candidates.push((ranks.key(*logit, id as u32), *weight));
+            }
+        }
+        rank::cut_by_mass(&mut self.candidates, mass)
+    }
+
+    /// What all of `weights` weigh, and the least that a share of it weighs, which is at least 1.
+    fn mass(&self, share: f32) -> (u64, u64) {
+        let total: u64 = self.weights.iter().sum();
+        (total, ((f64::from(share) * total as f64).ceil() as u64).clamp(1, total))
     }
 
     /// The rank key of the least likely token that `top_p` keeps of those in `weights`.
     fn top_p_cut(&mut self, logits: &[f32], top_p: f32) -> u64 {
-        let total: u64 = self.weights.iter().sum();
-        let mass = ((f64::from(top_p) * total as f64).ceil() as u64).clamp(1, total);
+        let (total, mass) = self.mass(top_p);
         // The tokens lighter than (total - mass) / V together weigh less than total - mass. So the
         // others, all likelier, weigh more than the mass, and the cut lies among these few.
         let light = (total - mass) / self.weights.len() as u64;
@@ -169,7 +213,7 @@ impl Sampler {
             sum += weight;
             sum > target
         });
-        drawn.expect("the likeliest token always stays, so the total is above the target") as u32
+        drawn.expect("one token always stays, so the total is above the target") as u32
     }
 
     /// Log-probabilities of a token and of the most likely ones, over the whole vocabulary.
