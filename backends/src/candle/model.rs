@@ -8,8 +8,9 @@ use super::cache::{self, CachePlan, KvCache};
 use super::decoder::Decoder;
 use super::layers::{GroupPass, Pass};
 use super::spec::{self, ModelSpec};
+use super::vocabulary::Vocabulary;
 use super::weights::{Loaded, Weights};
-use super::{LoadOptions, device_error, families, timing, vocabulary};
+use super::{LoadOptions, device_error, families, timing};
 use crate::{Batch, LoadError, Model, ModelSource, Progress, RowFailure, SampledToken, Sampler};
 use candle_core::{DType, Tensor};
 use millstream_kernels::KernelError;
@@ -39,8 +40,7 @@ impl CandleModel {
         let mut spec = families::parse(&config)?;
         let max_model_len = cache::max_model_len(&spec, options)?;
         spec.settle(max_model_len);
-        let vocab_size = vocabulary::vocab_size(source, &spec)?;
-        let eos_token_ids = vocabulary::eos_token_ids(source, &spec)?;
+        let Vocabulary { size: vocab_size, eos_token_ids } = Vocabulary::read(source, &spec)?;
 
         let stated_dtype = families::stated_dtype(&config)?;
         let mut weights = Weights::open(source, stated_dtype.as_deref(), options, progress)?;

@@ -1,44 +1,75 @@
-//! Which ids a model may sample, and which end a text: two numbers out of the tokenizer's and the
+//! Which ids a model may sample, and which end a text: numbers out of the tokenizer's and the
 //! generation's files. The tokenizer itself is the router's.
 
 use super::families::parse_token_ids;
 use super::spec::ModelSpec;
 use crate::{LoadError, ModelSource};
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 use std::fmt;
 
-/// Ids below this are tokens: those that the tokenizer knows, of those that the head scores.
-/// Heads are often padded to a round number, and a padded id has no text.
-pub(crate) fn vocab_size(source: &ModelSource, spec: &ModelSpec) -> Result<usize, LoadError> {
-    let Some(json) = read(source, "tokenizer.json")? else { return Ok(spec.vocab) };
-    let tokenizer: Tokenizer =
-        serde_json::from_slice(&json).map_err(|error| invalid("tokenizer.json", &error))?;
-    let added = tokenizer.added_tokens.iter().map(|token| token.id + 1).max();
-    let known = added.max(Some(tokenizer.model.vocab.0)).unwrap_or(0);
-    match known {
-        0 => Ok(spec.vocab),
-        known => Ok((known as usize).min(spec.vocab)),
+/// What the worker knows of a vocabulary.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Vocabulary {
+    /// Ids below this are tokens: those that the tokenizer knows, of those that the head scores.
+    /// Heads are often padded to a round number, and a padded id has no text.
+    pub(crate) size: usize,
+    /// Ids that end a text, ascending: those of config.json, of generation_config.json, and the
+    /// tokenizer's own. A checkpoint often names the end of the document in one place and the end
+    /// of the turn in another; each ends a text.
+    pub(crate) eos_token_ids: Vec<u32>,
+}
+
+impl Vocabulary {
+    /// Reads it. Every file but config.json may be missing; none may be malformed.
+    pub(crate) fn read(source: &ModelSource, spec: &ModelSpec) -> Result<Self, LoadError> {
+        let mut vocabulary = Vocabulary { size: spec.vocab, eos_token_ids: spec.eos.clone() };
+        vocabulary.eos_token_ids.extend(generation_eos(source)?);
+        if let Some(json) = read(source, "tokenizer.json")? {
+            let eos_token = eos_token(source)?;
+            let mut parser = serde_json::Deserializer::from_slice(&json);
+            let known = Tokenizer(eos_token.as_deref())
+                .deserialize(&mut parser)
+                .map_err(|error| invalid("tokenizer.json", &error))?;
+            vocabulary.eos_token_ids.extend(known.eos);
+            if known.num_ids > 0 {
+                vocabulary.size = spec.vocab.min(known.num_ids as usize);
+            }
+        }
+        vocabulary.eos_token_ids.sort_unstable();
+        vocabulary.eos_token_ids.dedup();
+        Ok(vocabulary)
     }
 }
 
-/// Ids that end a text, of config.json and generation_config.json together, ascending.
-pub(crate) fn eos_token_ids(source: &ModelSource, spec: &ModelSpec) -> Result<Vec<u32>, LoadError> {
-    let mut ids = spec.eos.clone();
-    if let Some(json) = read(source, "generation_config.json")? {
-        let config: serde_json::Value = serde_json::from_slice(&json)
-            .map_err(|error| invalid("generation_config.json", &error))?;
-        let eos = config.get("eos_token_id").filter(|value| !value.is_null());
-        if let Some(value) = eos {
-            ids.extend(parse_token_ids(value).ok_or_else(|| {
-                let reason = format!("`eos_token_id` must be a token id or a list, not {value}");
-                invalid("generation_config.json", &reason)
-            })?);
-        }
+fn generation_eos(source: &ModelSource) -> Result<Vec<u32>, LoadError> {
+    let file = "generation_config.json";
+    match read_json(source, file)?.get("eos_token_id") {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(value) => parse_token_ids(value).ok_or_else(|| {
+            let reason = format!("`eos_token_id` must be a token id or a list, not {value}");
+            invalid(file, &reason)
+        }),
     }
-    ids.sort_unstable();
-    ids.dedup();
-    Ok(ids)
+}
+
+/// The text of the tokenizer's end token.
+fn eos_token(source: &ModelSource) -> Result<Option<String>, LoadError> {
+    for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let json = read_json(source, file)?;
+        let token = match json.get("eos_token") {
+            None | Some(Value::Null) => continue,
+            Some(Value::Object(token)) => token.get("content"),
+            token => token,
+        };
+        let token = token.and_then(Value::as_str).ok_or_else(|| {
+            let reason = format!("`eos_token` must be a string, not {}", json["eos_token"]);
+            invalid(file, &reason)
+        })?;
+        return Ok(Some(token.to_owned()));
+    }
+    Ok(None)
 }
 
 fn read(
@@ -48,62 +79,143 @@ fn read(
     source.read(file).map_err(|source| LoadError::Read { file: file.into(), source })
 }
 
+/// A JSON file; `Null` where it is missing, in which every lookup finds nothing.
+fn read_json(source: &ModelSource, file: &str) -> Result<Value, LoadError> {
+    let Some(json) = read(source, file)? else { return Ok(Value::Null) };
+    serde_json::from_slice(&json).map_err(|error| invalid(file, &error))
+}
+
 fn invalid(file: &str, reason: &dyn fmt::Display) -> LoadError {
     LoadError::Invalid { file: file.into(), reason: reason.to_string() }
 }
 
-#[derive(Deserialize)]
-struct Tokenizer {
-    #[serde(default)]
-    added_tokens: Vec<AddedToken>,
-    model: TokenizerModel,
+/// What is looked for in tokenizer.json, which is read without keeping its hundreds of thousands
+/// of strings.
+#[derive(Default)]
+struct Known {
+    /// One more than the largest id.
+    num_ids: u32,
+    /// The id of the end token.
+    eos: Option<u32>,
+}
+
+impl Known {
+    fn add(&mut self, id: u32, is_eos: bool) {
+        self.num_ids = self.num_ids.max(id.saturating_add(1));
+        if is_eos {
+            self.eos = Some(id);
+        }
+    }
 }
 
 #[derive(Deserialize)]
 struct AddedToken {
     id: u32,
-}
-
-#[derive(Deserialize)]
-struct TokenizerModel {
     #[serde(default)]
-    vocab: NumIds,
+    content: String,
 }
 
-/// One more than the largest id of a vocabulary: an object of ids, or a list (Unigram) in which
-/// the place is the id. Read without keeping its hundreds of thousands of strings.
-#[derive(Default)]
-struct NumIds(u32);
+/// The file: `added_tokens`, and `model` with its vocabulary. Each of these readers looks for the
+/// id of this end token.
+#[derive(Clone, Copy)]
+struct Tokenizer<'a>(Option<&'a str>);
 
-impl<'de> Deserialize<'de> for NumIds {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NumIdsVisitor)
+impl<'de> DeserializeSeed<'de> for Tokenizer<'_> {
+    type Value = Known;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Known, D::Error> {
+        deserializer.deserialize_map(self)
     }
 }
 
-struct NumIdsVisitor;
+impl<'de> Visitor<'de> for Tokenizer<'_> {
+    type Value = Known;
 
-impl<'de> Visitor<'de> for NumIdsVisitor {
-    type Value = NumIds;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a tokenizer: an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Known, A::Error> {
+        let mut added: Vec<AddedToken> = Vec::new();
+        let mut known = None;
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "added_tokens" => added = map.next_value()?,
+                "model" => known = Some(map.next_value_seed(TokenizerModel(self.0))?),
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        let mut known = known.ok_or_else(|| A::Error::missing_field("model"))?;
+        for token in added {
+            known.add(token.id, self.0 == Some(&token.content));
+        }
+        Ok(known)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct TokenizerModel<'a>(Option<&'a str>);
+
+impl<'de> DeserializeSeed<'de> for TokenizerModel<'_> {
+    type Value = Known;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Known, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TokenizerModel<'_> {
+    type Value = Known;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a tokenizer's model: an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Known, A::Error> {
+        let mut known = Known::default();
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "vocab" => known = map.next_value_seed(Vocab(self.0))?,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(known)
+    }
+}
+
+/// An object of ids, or a list (Unigram) of pieces and scores in which the place is the id.
+#[derive(Clone, Copy)]
+struct Vocab<'a>(Option<&'a str>);
+
+impl<'de> DeserializeSeed<'de> for Vocab<'_> {
+    type Value = Known;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Known, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Vocab<'_> {
+    type Value = Known;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a vocabulary: an object of ids, or a list")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<NumIds, A::Error> {
-        let mut num_ids = 0;
-        while let Some((_, id)) = map.next_entry::<IgnoredAny, u32>()? {
-            num_ids = num_ids.max(id.saturating_add(1));
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Known, A::Error> {
+        let mut known = Known::default();
+        while let Some((token, id)) = map.next_entry::<String, u32>()? {
+            known.add(id, self.0 == Some(&token));
         }
-        Ok(NumIds(num_ids))
+        Ok(known)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<NumIds, A::Error> {
-        let mut num_ids = 0;
-        while list.next_element::<IgnoredAny>()?.is_some() {
-            num_ids += 1;
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Known, A::Error> {
+        let mut known = Known::default();
+        while let Some((piece, _)) = list.next_element::<(String, IgnoredAny)>()? {
+            known.add(known.num_ids, self.0 == Some(&piece));
         }
-        Ok(NumIds(num_ids))
+        Ok(known)
     }
 }
 
@@ -113,12 +225,15 @@ mod tests {
     use super::super::families::tests::{qwen3, with};
     use super::*;
 
+    /// Names and contents.
+    type Files<'a> = &'a [(&'a str, &'a str)];
+
     fn spec(vocab: usize) -> ModelSpec {
         let config = with(qwen3(), "vocab_size", vocab.into());
         families::parse(config.to_string().as_bytes()).unwrap()
     }
 
-    fn source(files: &[(&str, &str)]) -> (tempfile::TempDir, ModelSource) {
+    fn source(files: Files<'_>) -> (tempfile::TempDir, ModelSource) {
         let directory = tempfile::tempdir().unwrap();
         for (name, text) in files {
             std::fs::write(directory.path().join(name), text).unwrap();
@@ -138,21 +253,71 @@ mod tests {
         ];
         for (tokenizer, want) in cases {
             let (_directory, source) = source(&[("tokenizer.json", tokenizer)]);
-            assert_eq!(vocab_size(&source, &spec(100)).unwrap(), want, "{tokenizer}");
+            let vocabulary = Vocabulary::read(&source, &spec(100)).unwrap();
+            assert_eq!(vocabulary.size, want, "{tokenizer}");
         }
         let (_directory, none) = source(&[]);
-        assert_eq!(vocab_size(&none, &spec(100)).unwrap(), 100);
-        let (_directory, broken) = source(&[("tokenizer.json", r#"{"model": {"vocab": 3}}"#)]);
-        let error = vocab_size(&broken, &spec(100)).unwrap_err().to_string();
-        assert!(error.starts_with("`tokenizer.json`: "), "{error}");
+        assert_eq!(Vocabulary::read(&none, &spec(100)).unwrap().size, 100);
     }
 
     #[test]
-    fn eos_ids_are_merged_from_both_files() {
+    fn eos_ids_are_merged_from_every_file() {
+        let added = r#"{"added_tokens": [{"id": 7, "content": "</s>"}], "model": {}}"#;
+        let bpe = r#"{"added_tokens": [], "model": {"vocab": {"a": 0, "</s>": 9}}}"#;
+        let unigram = r#"{"model": {"vocab": [["a", -1.5], ["<\u002fs>", -2.0]]}}"#;
         let generation = r#"{"eos_token_id": [151645, 151643], "temperature": 0.6}"#;
-        let (_directory, both) = source(&[("generation_config.json", generation)]);
-        assert_eq!(eos_token_ids(&both, &spec(100)).unwrap(), [151_643, 151_645]);
-        let (_directory, one) = source(&[("generation_config.json", "{}")]);
-        assert_eq!(eos_token_ids(&one, &spec(100)).unwrap(), [151_645]);
+        let eos = r#"{"eos_token": "</s>"}"#;
+        let eos_object = r#"{"eos_token": {"content": "</s>", "lstrip": false}}"#;
+        let cases: [(Files<'_>, &[u32]); 9] = [
+            (&[], &[151_645]),
+            (&[("generation_config.json", generation)], &[151_643, 151_645]),
+            (&[("generation_config.json", r#"{"eos_token_id": null}"#)], &[151_645]),
+            (&[("tokenizer.json", added)], &[151_645]),
+            (&[("tokenizer.json", added), ("tokenizer_config.json", eos)], &[7, 151_645]),
+            (&[("tokenizer.json", bpe), ("tokenizer_config.json", eos_object)], &[9, 151_645]),
+            (&[("tokenizer.json", unigram), ("special_tokens_map.json", eos)], &[1, 151_645]),
+            // The tokenizer's own file comes before the map, and an unknown text has no id.
+            (
+                &[
+                    ("tokenizer.json", bpe),
+                    ("tokenizer_config.json", r#"{"eos_token": "<end>"}"#),
+                    ("special_tokens_map.json", eos),
+                ],
+                &[151_645],
+            ),
+            (&[("tokenizer_config.json", eos)], &[151_645]),
+        ];
+        for (files, expected) in cases {
+            let (_directory, source) = source(files);
+            let vocabulary = Vocabulary::read(&source, &spec(100)).unwrap();
+            assert_eq!(vocabulary.eos_token_ids, expected, "{files:?}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_file_is_named() {
+        let tokenizer = ("tokenizer.json", r#"{"model": {}}"#);
+        let cases: [(Files<'_>, &str); 9] = [
+            (&[("tokenizer.json", r#"{"model": {"vocab": 3}}"#)], "`tokenizer.json`: "),
+            (&[("tokenizer.json", r#"{"model": {"vocab": {"a": -1}}}"#)], "`tokenizer.json`: "),
+            (&[("tokenizer.json", r#"{"added_tokens": []}"#)], "missing field `model`"),
+            (&[("tokenizer.json", r#"{"model": "#)], "`tokenizer.json`: EOF"),
+            (&[("generation_config.json", "[")], "`generation_config.json`: "),
+            (
+                &[("generation_config.json", r#"{"eos_token_id": "</s>"}"#)],
+                r#"`eos_token_id` must be a token id or a list, not "</s>""#,
+            ),
+            (&[("generation_config.json", r#"{"eos_token_id": [2, -1]}"#)], "not [2,-1]"),
+            (&[tokenizer, ("tokenizer_config.json", "}")], "`tokenizer_config.json`: "),
+            (
+                &[tokenizer, ("tokenizer_config.json", r#"{"eos_token": 2}"#)],
+                "`tokenizer_config.json`: `eos_token` must be a string, not 2",
+            ),
+        ];
+        for (files, expected) in cases {
+            let (_directory, source) = source(files);
+            let error = Vocabulary::read(&source, &spec(100)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }
