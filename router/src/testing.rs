@@ -19,13 +19,16 @@ pub(crate) const EOS: u32 = 256;
 pub(crate) const VOCAB_SIZE: u32 = 257;
 pub(crate) const MAX_MODEL_LEN: u32 = 512;
 
-/// Tokens are bytes, the template is readable, and the checkpoint recommends a temperature.
+/// Tokens are bytes, the template is readable, and the checkpoint recommends a temperature
+/// and a length.
 pub(crate) fn text_model() -> Arc<TextModel> {
     let tokenizer = byte_tokenizer().to_string();
     let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
                     {% if add_generation_prompt %}assistant: {% endif %}";
     let config = json!({"chat_template": template, "eos_token": "<eos>"}).to_string();
-    let generation = json!({"temperature": 0.5, "top_k": 40, "eos_token_id": EOS}).to_string();
+    let generation =
+        json!({"temperature": 0.5, "top_k": 40, "max_new_tokens": 300, "eos_token_id": EOS})
+            .to_string();
     let read = |name: &str| {
         let file = match name {
             "tokenizer.json" => Some(&tokenizer),

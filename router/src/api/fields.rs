@@ -79,6 +79,15 @@ impl Fields {
         Ok(Some(number))
     }
 
+    /// A number above 0 and at most `max`, which stays above 0 as an f32.
+    pub(crate) fn positive(&mut self, name: &str, max: f64) -> Result<Option<f64>, ApiError> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        let number = value.as_f64().filter(|number| *number > 0.0 && *number <= max);
+        let number = number
+            .ok_or_else(|| must_be(name, &format!("a number above 0 and at most {max}"), &value))?;
+        Ok(Some(number.max(f64::from(f32::MIN_POSITIVE))))
+    }
+
     /// An object's fields, as readable as the body's own.
     pub(crate) fn object(&mut self, name: &str) -> Result<Option<Map<String, Value>>, ApiError> {
         match self.value(name) {
@@ -176,6 +185,23 @@ mod tests {
         ];
         for (value, expected) in cases {
             assert_eq!(shown(&value), expected);
+        }
+    }
+
+    #[test]
+    fn a_positive_number_is_above_zero_in_either_precision() {
+        let read = |value: Value| {
+            let mut fields = Fields(Map::from_iter([("x".to_owned(), value)]));
+            fields.positive("x", 2.0)
+        };
+        assert_eq!(read(json!(null)), Ok(None));
+        assert_eq!(read(json!(2)), Ok(Some(2.0)));
+        assert!(read(json!(1e-300)).unwrap().is_some_and(|number| number as f32 > 0.0));
+        for value in [json!(0), json!(-0.0), json!(-1), json!(2.1), json!("1"), json!([1])] {
+            let message = read(value.clone()).unwrap_err().to_string();
+            let expected =
+                format!("x must be a number above 0 and at most 2, not {}", shown(&value));
+            assert_eq!(message, expected);
         }
     }
 

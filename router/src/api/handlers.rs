@@ -224,7 +224,12 @@ impl App {
                 return Err(ApiError::ContextLength { param: asked.field, message });
             }
             Some(asked) => asked.count,
-            None if shape == Shape::Chat => available,
+            None if shape == Shape::Chat => {
+                // The authors' number is a default: it must not refuse what a request asks for.
+                let recommended = self.text.generation_defaults().max_new_tokens;
+                let min_tokens = options.sampling.min_tokens;
+                recommended.map_or(available, |count| available.min(count.max(min_tokens)))
+            }
             None => CompletionRequest::DEFAULT_MAX_TOKENS.min(available),
         };
         let min_tokens = options.sampling.min_tokens;

@@ -1,8 +1,8 @@
 //! HTTP in, HTTP out: the messages of OpenAI, checked at the door.
 //!
 //! A request is let in ([`gate`]: request id, key), read and checked ([`fields`], [`options`],
-//! [`chat`], [`completions`]), handed on ([`handlers`]), and answered whole or as events
-//! ([`chunks`], [`stream`]). OpenAI's types end here: what leaves is a `GenerationRequest`.
+//! [`sampling`], [`chat`], [`completions`]), handed on ([`handlers`]), and answered whole or as
+//! events ([`chunks`], [`stream`]). OpenAI's types end here: what leaves is a `GenerationRequest`.
 //!
 //! Every route but [`PUBLIC`] asks for the key, unknown ones included: who has no key learns
 //! nothing of what is there.
@@ -19,6 +19,7 @@ mod health;
 pub(crate) mod listen;
 mod messages;
 mod options;
+mod sampling;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,18 @@
 //! The fields that chat and plain completions share: their ranges, their defaults, and what is
-//! refused because it would change the answer and is not there yet.
+//! refused because it would change the answer and is not there yet. How tokens are drawn is read
+//! in `sampling.rs`, how a text ends here:
 //!
-//! A default is the request's, else the checkpoint's own recommendation, else OpenAI's.
+//! | field | values | without it |
+//! |---|---|---|
+//! | `max_tokens`, `max_completion_tokens` | from 1; the newer name wins | see below |
+//! | `stop` | a string or a list of strings | none |
+//! | `stop_token_ids` | ids that end the text, beside the model's own | none |
+//! | `ignore_eos` | true: the model's own ids do not end the text | false |
+//! | `min_tokens` | before so many tokens nothing ends the text | 0 |
+//!
+//! Without a limit, a completion has 16 tokens, which is OpenAI's number, and a chat what is left
+//! of the context, or the checkpoint's `max_new_tokens` if that is less. Ids in `stop_token_ids`
+//! end a text whatever `ignore_eos` says.
 
 use std::sync::Arc;
 
@@ -10,17 +21,13 @@ use serde_json::{Map, Value, json};
 use super::config::RequestLimits;
 use super::error::ApiError;
 use super::fields::{Fields, must_be, quoted, shown};
+use super::sampling::read_sampling;
 use crate::engine::SamplingParams;
 use crate::text::GenerationDefaults;
 
-/// Above this, probabilities are as good as equal.
-const MAX_TEMPERATURE: f64 = 100.0;
-/// Below this a division overflows, and the largest logit wins anyway.
-const GREEDY_BELOW: f64 = 1e-5;
 /// Bytes of one stop string: as much text may be held back.
 const MAX_STOP_BYTES: usize = 1024;
 const MAX_STOP_TOKENS: usize = 128;
-const MAX_LOGIT_BIAS: usize = 1024;
 const MAX_SALT_BYTES: usize = 256;
 
 /// What the checks compare with.
@@ -178,56 +185,6 @@ fn read_salt(fields: &mut Fields) -> Result<Option<Arc<str>>, ApiError> {
     }
 }
 
-fn read_sampling(fields: &mut Fields, rules: &Rules<'_>) -> Result<SamplingParams, ApiError> {
-    let defaults = rules.defaults;
-    let or = |given: Option<f64>, default: Option<f32>, neutral: f64| {
-        given.or(default.map(f64::from)).unwrap_or(neutral)
-    };
-    let temperature = fields.number("temperature", 0.0..=MAX_TEMPERATURE)?;
-    let temperature = or(temperature, defaults.temperature, 1.0);
-    let top_p = or(fields.number("top_p", 0.0..=1.0)?, defaults.top_p, 1.0);
-    let min_p = or(fields.number("min_p", 0.0..=1.0)?, defaults.min_p, 0.0);
-    // Both 0 and -1 are written for "all".
-    let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?.map(|k| k.max(0) as u32);
-    let top_k = top_k.or(defaults.top_k).unwrap_or(0);
-    let min_tokens = fields.integer("min_tokens", 0..=i64::from(u32::MAX))?.unwrap_or(0) as u32;
-    let (bias_token, bias) = read_logit_bias(fields, rules.vocab_size)?;
-    // A nucleus of nothing still holds the most likely token.
-    let greedy = temperature < GREEDY_BELOW || top_p <= 0.0;
-    Ok(SamplingParams {
-        temperature: if greedy { 0.0 } else { temperature as f32 },
-        top_k: if greedy || top_k >= rules.vocab_size { 0 } else { top_k },
-        top_p: if greedy { 1.0 } else { top_p as f32 },
-        min_p: if greedy { 0.0 } else { min_p as f32 },
-        bias_token,
-        bias,
-        logprobs: false,
-        top_logprobs: 0,
-        min_tokens,
-    })
-}
-
-fn read_logit_bias(fields: &mut Fields, vocab_size: u32) -> Result<(Vec<u32>, Vec<f32>), ApiError> {
-    let Some(bias) = fields.object("logit_bias")? else { return Ok((Vec::new(), Vec::new())) };
-    if bias.len() > MAX_LOGIT_BIAS {
-        let rule = format!("must hold at most {MAX_LOGIT_BIAS} tokens, not {}", bias.len());
-        return Err(ApiError::field("logit_bias", rule));
-    }
-    let entry = |(key, value): (&String, &Value)| {
-        let token = key.parse::<u32>().ok().filter(|token| *token < vocab_size);
-        let token = token.ok_or_else(|| {
-            let rule = format!("must map token ids below {vocab_size}, not {}", quoted(key));
-            ApiError::field("logit_bias", rule)
-        })?;
-        let bias = value.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
-        let bias = bias.ok_or_else(|| {
-            must_be(&format!("logit_bias.{token}"), "a number from -100 to 100", value)
-        })?;
-        Ok((token, bias as f32))
-    };
-    bias.iter().map(entry).collect()
-}
-
 /// Tells whether a value changes nothing.
 type IsNeutral = fn(&Value) -> bool;
 
@@ -242,12 +199,8 @@ const UNSUPPORTED: &[(&str, IsNeutral)] = &[
     ("guided_choice", never),
     ("guided_grammar", never),
     ("grammar", never),
-    ("frequency_penalty", |value| is_number(value, 0.0)),
-    ("presence_penalty", |value| is_number(value, 0.0)),
-    ("repetition_penalty", |value| is_number(value, 1.0)),
     ("length_penalty", |value| is_number(value, 1.0)),
     ("no_repeat_ngram_size", |value| is_number(value, 0.0)),
-    ("typical_p", |value| is_number(value, 1.0)),
     ("use_beam_search", is_false),
     ("suffix", |value| *value == ""),
     ("prompt_logprobs", is_false),

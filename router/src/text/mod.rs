@@ -22,13 +22,16 @@ use std::io;
 use std::sync::Arc;
 
 use serde_json::Value;
+use tracing::warn;
 
 pub use decode::Decoder;
 pub use defaults::GenerationDefaults;
+pub(crate) use defaults::{MAX_REPETITION_PENALTY, MAX_TEMPERATURE};
 pub use pool::{EncoderPool, PoolError};
 pub use stop::StopMatcher;
 pub use template::{ChatPrompt, TemplateError};
 
+use defaults::Ignored;
 use template::{ChatTemplates, TemplateFiles};
 use tokenizer::TextTokenizer;
 
@@ -83,10 +86,13 @@ impl TextModel {
         let tokenizer_config = read_json(read, "tokenizer_config.json")?;
         let special_tokens_map = read_json(read, "special_tokens_map.json")?;
         let special_tokens = template::special_tokens(&special_tokens_map, &tokenizer_config);
-        let mut defaults = GenerationDefaults::read(
+        let (mut defaults, ignored) = GenerationDefaults::read(
             &read_json(read, "generation_config.json")?,
             &read_json(read, "config.json")?,
-        );
+        )?;
+        for Ignored { key, value } in ignored {
+            warn!(key, value, "generation_config.json asks for what is not supported, ignored");
+        }
         // A base checkpoint's configuration often names the end of the document, its tokenizer
         // the end of the turn: both end a sequence.
         let eos = special_tokens.get("eos_token").and_then(Value::as_str);
@@ -146,6 +152,11 @@ impl TextModel {
         (String::from_utf8_lossy(&bytes).into_owned(), bytes)
     }
 
+    /// The same without the sampling that the checkpoint recommends. What ends a text stays.
+    pub fn without_recommendations(self) -> TextModel {
+        TextModel { defaults: self.defaults.only_eos(), ..self }
+    }
+
     /// The sampling that the checkpoint recommends, and what ends its sequences.
     pub fn generation_defaults(&self) -> &GenerationDefaults {
         &self.defaults
@@ -199,6 +210,10 @@ mod tests {
         .unwrap();
         assert_eq!(model.generation_defaults().top_p, Some(0.5));
         assert_eq!(model.generation_defaults().eos_token_ids, [7, 9, 2]);
+        let model = model.without_recommendations();
+        let eos_alone =
+            GenerationDefaults { eos_token_ids: vec![7, 9, 2], ..GenerationDefaults::default() };
+        assert_eq!(*model.generation_defaults(), eos_alone);
 
         assert!(model.has_chat_template());
         let prompt = ChatPrompt {

@@ -53,6 +53,18 @@ async fn every_rule_of_a_shared_field_names_the_field_the_rule_and_the_value() {
             invalid(json!({"top_k": -2}), "top_k", "from -1"),
             invalid(json!({"top_k": 1e12}), "top_k", "an integer"),
             invalid(json!({"min_p": 2}), "min_p", "from 0 to 1, not 2"),
+            invalid(json!({"typical_p": 0}), "typical_p", "above 0 and at most 1, not 0"),
+            invalid(json!({"typical_p": 1.5}), "typical_p", "not 1.5"),
+            invalid(
+                json!({"repetition_penalty": 0}),
+                "repetition_penalty",
+                "above 0 and at most 100, not 0",
+            ),
+            invalid(json!({"repetition_penalty": -1.1}), "repetition_penalty", "not -1.1"),
+            invalid(json!({"repetition_penalty": "1.1"}), "repetition_penalty", "not \"1.1\""),
+            invalid(json!({"presence_penalty": 2.5}), "presence_penalty", "from -2 to 2, not 2.5"),
+            invalid(json!({"frequency_penalty": -3}), "frequency_penalty", "from -2 to 2, not -3"),
+            invalid(json!({"frequency_penalty": [1]}), "frequency_penalty", "a number"),
             invalid(json!({"seed": "one"}), "seed", "an integer of 64 bits"),
             invalid(json!({"seed": 1.5}), "seed", "not 1.5"),
             invalid(json!({"max_tokens": 0}), "max_tokens", "from 1"),
@@ -113,9 +125,8 @@ async fn every_rule_of_a_shared_field_names_the_field_the_rule_and_the_value() {
 async fn a_field_that_would_change_the_answer_and_is_not_there_yet_is_refused_by_name() {
     let tool = json!([{"type": "function", "function": {"name": "f"}}]);
     let fields = [
-        ("frequency_penalty", json!(0.5)),
-        ("presence_penalty", json!(-1)),
-        ("repetition_penalty", json!(1.1)),
+        ("no_repeat_ngram_size", json!(3)),
+        ("length_penalty", json!(2)),
         ("best_of", json!(2)),
         ("suffix", json!("end")),
         ("prompt_logprobs", json!(0)),
@@ -265,6 +276,8 @@ async fn neutral_values_and_fields_without_effect_are_accepted() {
     let tool = json!([{"type": "function", "function": {"name": "f"}}]);
     for fields in [
         json!({"frequency_penalty": 0, "presence_penalty": 0.0, "repetition_penalty": 1}),
+        json!({"frequency_penalty": 2, "presence_penalty": -2, "repetition_penalty": 0.5}),
+        json!({"typical_p": 1, "length_penalty": 1, "no_repeat_ngram_size": 0}),
         json!({"best_of": 1, "suffix": "", "use_beam_search": false, "bad_words": []}),
         json!({"n": 2, "best_of": 2}),
         json!({"response_format": {"type": "text"}, "modalities": ["text"], "functions": []}),
@@ -355,7 +368,28 @@ async fn sampling_is_the_requests_else_the_checkpoints_else_neutral() {
         (json!({}), neutral.clone()),
         (json!({"temperature": 0}), greedy.clone()),
         (json!({"temperature": 1e-6, "top_k": 7, "min_p": 0.1}), greedy.clone()),
-        (json!({"top_p": 0}), greedy),
+        (json!({"top_p": 0}), greedy.clone()),
+        // Penalties are greedy's too; what only sampling reads is not sent.
+        (
+            json!({"temperature": 0, "typical_p": 0.5, "repetition_penalty": 1.5}),
+            SamplingParams { repetition_penalty: 1.5, ..greedy },
+        ),
+        (
+            json!({"typical_p": 0.75, "presence_penalty": -0.5, "frequency_penalty": 2}),
+            SamplingParams {
+                typical_p: 0.75,
+                presence_penalty: -0.5,
+                frequency_penalty: 2.0,
+                ..neutral.clone()
+            },
+        ),
+        (
+            json!({
+                "typical_p": 1, "repetition_penalty": 1.0, "presence_penalty": null,
+                "temperature": null, "top_k": null, "min_p": null, "min_tokens": null,
+            }),
+            neutral.clone(),
+        ),
         (
             json!({"temperature": 1, "top_k": 0, "top_p": 0.9, "min_p": 0.25, "min_tokens": 3}),
             SamplingParams {
@@ -415,5 +449,30 @@ async fn what_the_engine_is_asked_for_is_what_the_request_said() {
         if let Some(seed) = seed {
             assert_eq!(sequence.seed, seed, "{fields}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_chat_that_names_no_limit_gets_the_checkpoints_where_there_is_room() {
+    let (server, mut engine) = start(|_| ()).await;
+    let long = json!([{"role": "user", "content": "y".repeat(400)}]);
+    // Fields, and the tokens at most; the checkpoint recommends 300.
+    let cases = [
+        (json!({}), Some(300)),
+        (json!({"max_tokens": 400}), Some(400)),
+        (json!({"min_tokens": 350}), Some(350)),
+        // What is left of the context.
+        (json!({"messages": long}), None),
+    ];
+    for (fields, expected) in cases {
+        let request = server.send(post(CHAT, body(CHAT, fields.clone()).to_string()));
+        let answer = async {
+            let (id, sequence) = engine.added().await;
+            engine.say(id, "", Some(crate::engine::FinishReason::Length));
+            sequence
+        };
+        let (_, sequence) = tokio::join!(request, answer);
+        let left = 512 - sequence.prompt.len() as u32;
+        assert_eq!(sequence.max_tokens, expected.unwrap_or(left), "{fields}");
     }
 }
