@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use crate::args::{LoadFormat, ModelArgs, ServeArgs, listen_address};
+use crate::args::{GenerationConfig, LoadFormat, ModelArgs, ServeArgs, listen_address};
 use crate::banner::Banner;
 use crate::launcher::{self, KillSwitch, RestartPolicy, WorkerCommand};
 use crate::{demo, logging, model, signals};
@@ -67,11 +67,16 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
 
     let allows_no_tokenizer = args.model.load_format == LoadFormat::Dummy;
     let text = tokio::task::spawn_blocking(move || load_text(source, allows_no_tokenizer));
+    let generation_config = args.generation_config;
     let config = router_config(args, address);
     let router = async {
-        let text = Arc::new(text.await.context("loading the tokenizer failed")??);
+        let text = text.await.context("loading the tokenizer failed")??;
+        let text = match generation_config {
+            GenerationConfig::Auto => text,
+            GenerationConfig::None => text.without_recommendations(),
+        };
         Ok::<(), anyhow::Error>(
-            millstream_router::serve(listener, text, link, config, shutdown).await?,
+            millstream_router::serve(listener, Arc::new(text), link, config, shutdown).await?,
         )
     };
     tokio::select! {

@@ -10,7 +10,7 @@ mod values;
 mod worker;
 
 pub(crate) use bench::{BenchArgs, EndpointArg};
-pub(crate) use serve::ServeArgs;
+pub(crate) use serve::{GenerationConfig, ServeArgs};
 pub(crate) use values::listen_address;
 pub(crate) use worker::{Dtype, LoadFormat, LogArgs, ModelArgs, WorkerArgs};
 
@@ -124,6 +124,9 @@ mod tests {
         assert_eq!(args.model.kv_cache_memory, Some(2 << 30));
         assert_eq!(args.timeouts.resume_timeout, Duration::from_millis(1500));
         assert!(!args.prefix_caching);
+        assert_eq!(args.generation_config, GenerationConfig::Auto);
+        let args = serve("--generation-config vllm");
+        assert_eq!(args.generation_config, GenerationConfig::None);
     }
 
     #[test]

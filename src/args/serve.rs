@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use clap::Args;
 use clap::builder::BoolishValueParser;
+use clap::{Args, ValueEnum};
 
 use super::values::{Secret, positive_seconds, seconds, secret};
 use super::{LogArgs, ModelArgs};
@@ -18,6 +18,19 @@ pub(crate) struct ServeArgs {
     /// the value of --model-id.
     #[arg(long, env = "SERVED_MODEL_NAME", value_name = "NAME", help_heading = "Model")]
     pub(crate) served_model_name: Option<String>,
+
+    /// Sampling of requests that do not say: `auto` takes what the model's generation_config.json
+    /// recommends (temperature, top_p, .. and its max_new_tokens), `none` (or `vllm`) the defaults
+    /// of OpenAI's API. What ends a text is read either way.
+    #[arg(
+        long,
+        env = "GENERATION_CONFIG",
+        value_enum,
+        default_value = "auto",
+        value_name = "SOURCE",
+        help_heading = "Model"
+    )]
+    pub(crate) generation_config: GenerationConfig,
 
     /// Keep the keys and values of finished text, so that a prompt which begins like an earlier one
     /// computes only what is new: true or false.
@@ -137,4 +150,14 @@ pub(crate) struct TimeoutArgs {
     #[arg(long, env = "WORKER_START_TIMEOUT", default_value = "600", value_name = "SECONDS",
           value_parser = positive_seconds)]
     pub(crate) worker_start_timeout: Duration,
+}
+
+/// Where the sampling of requests that do not say comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GenerationConfig {
+    /// The model's generation_config.json.
+    Auto,
+    /// The API's own defaults.
+    #[value(alias = "vllm")]
+    None,
 }

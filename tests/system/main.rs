@@ -9,4 +9,5 @@ mod command_line;
 mod common;
 mod determinism;
 mod failures;
+mod sampling;
 mod serving;
