@@ -57,8 +57,8 @@ pub enum RopeScaling {
         /// On cosines and sines.
         attention_factor: f64,
     },
-    /// Each frequency divided by a factor of its own, out of two lists; [`RopeScaling::settle`]
-    /// chooses.
+    /// Each frequency divided by a factor of its own, out of two lists;
+    /// [`ModelSpec::settle`](super::ModelSpec::settle) chooses.
     Long {
         /// For texts within the original context, `dims / 2` of them.
         short: Vec<f64>,
