@@ -11,10 +11,13 @@ use super::spec::{self, ModelSpec};
 use super::vocabulary::Vocabulary;
 use super::weights::{Loaded, Weights};
 use super::{LoadOptions, device_error, families, timing};
-use crate::{Batch, LoadError, Model, ModelSource, Progress, RowFailure, SampledToken, Sampler};
+use crate::{
+    Batch, BatchRow, LoadError, Model, ModelSource, Progress, RowFailure, SampledToken, Sampler,
+};
 use candle_core::{DType, Tensor};
 use millstream_kernels::KernelError;
 use millstream_proto::{CacheGroup, WorkerInfo};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 
@@ -24,7 +27,8 @@ pub struct CandleModel {
     decoder: Decoder,
     cache: KvCache,
     plan: CachePlan,
-    sampler: Sampler,
+    /// One for each thread of the pool.
+    samplers: Vec<Sampler>,
     sample_time: Duration,
 }
 
@@ -69,9 +73,10 @@ impl CandleModel {
             dtype: dtype_name(dtype).into(),
             num_parameters: loaded.num_parameters,
         };
-        let (cache, sampler) = (plan.allocate()?, Sampler::new(vocab_size));
+        let (cache, threads) = (plan.allocate()?, rayon::current_num_threads());
+        let samplers = (0..threads).map(|_| Sampler::new(vocab_size)).collect();
         let sample_time = Duration::ZERO;
-        let mut model = Self { info, decoder, cache, plan, sampler, sample_time };
+        let mut model = Self { info, decoder, cache, plan, samplers, sample_time };
         progress.begin("timing a step");
         model.info.timed_batch_tokens = timing::batch_tokens(&model).map_err(device_error)?;
         Ok(model)
@@ -103,6 +108,25 @@ impl CandleModel {
     }
 }
 
+/// What a row that samples comes to.
+type Sampled = Result<Option<SampledToken>, RowFailure>;
+
+impl CandleModel {
+    /// Draws a token for each row from its logits, on all threads: a draw depends on nothing but
+    /// its row.
+    fn sample(&mut self, mut rows: Vec<(&BatchRow<'_>, Vec<f32>)>) -> Vec<Sampled> {
+        let share = rows.len().div_ceil(self.samplers.len()).max(1);
+        let shares = rows.par_chunks_mut(share).zip(&mut self.samplers);
+        let sampled = shares.flat_map_iter(|(rows, sampler)| {
+            let draw = |(row, logits): &mut (&BatchRow<'_>, Vec<f32>)| {
+                sampler.sample(logits, row.sequence, row.end()).map(Some)
+            };
+            rows.iter_mut().map(draw)
+        });
+        sampled.collect()
+    }
+}
+
 impl Model for CandleModel {
     fn info(&self) -> &WorkerInfo {
         &self.info
@@ -117,23 +141,24 @@ impl Model for CandleModel {
             return Vec::new();
         }
         // Within the pool: entering it from outside would wake a thread for every operation.
-        let logits = match rayon::scope(|_| self.sampled_logits(batch)) {
-            Ok(logits) => logits,
+        let outcome = rayon::scope(|_| {
+            let logits = self.sampled_logits(batch)?;
+            let begin = Instant::now();
+            let sampling = batch.rows.iter().filter(|row| row.sample);
+            let sampled = self.sample(sampling.zip(logits).collect());
+            Ok::<_, KernelError>((sampled, begin.elapsed()))
+        });
+        let (sampled, sample_time) = match outcome {
+            Ok(outcome) => outcome,
             Err(error) => panic!("a kernel refused a checked batch: {error}"),
         };
-        let begin = Instant::now();
-        let mut logits = logits.into_iter();
-        let sampler = &mut self.sampler;
-        let rows = batch.rows.iter().map(|row| {
-            if !row.sample {
-                return Ok(None);
-            }
-            let Some(mut logits) = logits.next() else { unreachable!("one per sampling row") };
-            sampler.sample(&mut logits, row.sequence, row.end()).map(Some)
+        self.sample_time = sample_time;
+        let mut sampled = sampled.into_iter();
+        let one_per_row = batch.rows.iter().map(|row| match row.sample {
+            true => sampled.next().unwrap_or_else(|| unreachable!("one per row that samples")),
+            false => Ok(None),
         });
-        let results = rows.collect();
-        self.sample_time = begin.elapsed();
-        results
+        one_per_row.collect()
     }
 
     fn sample_time(&self) -> Duration {
