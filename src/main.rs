@@ -1,9 +1,11 @@
-//! The executable: `serve`, `worker` and `bench` behind one command line.
+//! The executable: `serve`, `worker`, `download` and `bench` behind one command line.
 
 mod args;
 mod banner;
 mod bench;
 mod demo;
+mod download;
+mod hub;
 mod launcher;
 mod logging;
 mod model;
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
     };
     let result = match command {
         Command::Bench(args) => bench::run(*args),
+        Command::Download(args) => download::run(&args),
         Command::Serve(args) => serve::run(*args),
         Command::Worker(args) => worker::run(*args),
     };

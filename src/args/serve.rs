@@ -14,6 +14,10 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 
+    /// Branch, tag or commit of a model from the hub. Default: its branch main.
+    #[arg(long, env = "REVISION", value_name = "REVISION", help_heading = "Model")]
+    pub(crate) revision: Option<String>,
+
     /// Name under which the API serves the model; requests name it. Default: `millstream-demo`, or
     /// the value of --model-id.
     #[arg(long, env = "SERVED_MODEL_NAME", value_name = "NAME", help_heading = "Model")]

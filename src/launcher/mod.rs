@@ -187,6 +187,10 @@ fn spawn(command: &WorkerCommand) -> Result<Child, LaunchError> {
         // streams finish first.
         .process_group(0)
         .kill_on_drop(true)
+        // Files are downloaded by this process alone.
+        .env_remove("HF_TOKEN")
+        .env_remove("HUGGING_FACE_HUB_TOKEN")
+        .env_remove("HF_API_TOKEN")
         .spawn()
         .map_err(|source| LaunchError::Spawn { program: command.program.clone(), source })?;
     info!(pid = child.id(), "worker started");
