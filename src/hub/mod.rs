@@ -120,7 +120,8 @@ impl Hub {
         }
     }
 
-    /// Downloads what a snapshot lacks: first what describes the model, which names its weights.
+    /// Downloads what a snapshot lacks: first the index, which names the files of weights, then all
+    /// others together.
     async fn complete(
         &self,
         order: &Order,
@@ -131,15 +132,16 @@ impl Hub {
         let commit = &listing.commit;
         let unfit = |lack| HubError::Unfit { repo: order.repo.to_string(), lack };
         let names: BTreeSet<&str> = listing.files.keys().map(String::as_str).collect();
-        let mut described = files::description(&names).map_err(unfit)?;
-        if order.weights && names.contains(files::INDEX) {
-            described.push(files::INDEX.to_owned());
-        }
-        let group = Group { hub: self, order, cache, meter, listing: &listing };
-        group.download(&described).await?;
+        let mut wanted = files::description(&names).map_err(unfit)?;
+        let group = Group { hub: self, order, cache, listing: &listing };
         if order.weights {
-            group.download(&cache.weights(&listing).map_err(unfit)?).await?;
+            if names.contains(files::INDEX) {
+                // So small that its progress would only say that it is done.
+                group.download(&[files::INDEX.to_owned()], &Meter::default()).await?;
+            }
+            wanted.extend(cache.weights(&listing).map_err(unfit)?);
         }
+        group.download(&wanted, meter).await?;
         // Last: until here, what the revision meant before is the better answer offline.
         cache.remember_commit(&order.revision, commit);
         info!(model = %order.repo, %commit, "all files are there");
@@ -162,14 +164,13 @@ struct Group<'a> {
     hub: &'a Hub,
     order: &'a Order,
     cache: &'a Cache,
-    meter: &'a Meter,
     listing: &'a Listing,
 }
 
 impl Group<'_> {
     /// Downloads what the snapshot lacks of `names`; the first error ends all.
-    async fn download(&self, names: &[String]) -> Result<(), HubError> {
-        let Group { hub, order, cache, meter, listing } = *self;
+    async fn download(&self, names: &[String], meter: &Meter) -> Result<(), HubError> {
+        let Group { hub, order, cache, listing } = *self;
         let commit = &listing.commit;
         let missing = names.iter().filter(|name| {
             !cache.has(commit, name, listing.files.get(*name).and_then(Option::as_ref))
@@ -185,12 +186,19 @@ impl Group<'_> {
         let total = sum(wanted.iter().map(|(_, blob)| blob.size));
         info!(model = %order.repo, %commit, files = wanted.len(), size = size(total), "downloading");
         meter.add_total(total);
-        let downloads = stream::iter(&wanted).map(|(file, blob)| async move {
-            Download { hub, order, cache, meter, commit, file, blob }.run().await?;
-            debug!(file, bytes = blob.size, "file is there");
-            Ok(())
-        });
-        downloads.buffer_unordered(PARALLEL_FILES).try_collect().await
+        // Of files with the same contents, the first one brings them.
+        let mut brought = BTreeSet::new();
+        let (first, repeated): (Vec<&File>, Vec<&File>) =
+            wanted.iter().partition(|(_, blob)| brought.insert(&blob.etag));
+        for files in [first, repeated] {
+            let downloads = stream::iter(files).map(|(file, blob)| async move {
+                Download { hub, order, cache, meter, commit, file, blob }.run().await?;
+                debug!(file, bytes = blob.size, "file is there");
+                Ok::<(), HubError>(())
+            });
+            downloads.buffer_unordered(PARALLEL_FILES).try_collect::<()>().await?;
+        }
+        Ok(())
     }
 
     async fn blob(&self, name: &str) -> Result<File, HubError> {

@@ -9,5 +9,6 @@ mod command_line;
 mod common;
 mod determinism;
 mod failures;
+mod hub;
 mod sampling;
 mod serving;

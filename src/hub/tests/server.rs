@@ -404,7 +404,6 @@ impl Reply {
 }
 
 /// Sends one request of `client` on to `target`, and the answer back.
-#[allow(dead_code, reason = "not every test program that includes this file needs it")]
 pub(crate) fn forward_request(
     client: &mut (impl Read + Write),
     target: SocketAddr,
@@ -426,7 +425,6 @@ fn read_head(client: &mut impl Read) -> std::io::Result<Vec<u8>> {
 }
 
 /// A proxy that tunnels, and the heads of what it was asked.
-#[allow(dead_code, reason = "not every test program that includes this file needs it")]
 pub(crate) fn tunneling_proxy() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("no free port");
     let address = listener.local_addr().expect("it is bound");
