@@ -70,7 +70,8 @@ struct TreeEntry {
 impl Cache {
     pub(super) fn new(settings: &Settings, repo: &RepoId) -> Cache {
         Cache {
-            root: settings.cache.clone(),
+            // What is printed and handed on must mean the same from anywhere.
+            root: std::path::absolute(&settings.cache).unwrap_or_else(|_| settings.cache.clone()),
             folder: repo.folder_name(),
             symlinks: settings.symlinks,
         }

@@ -114,6 +114,11 @@ impl Download<'_> {
             Ok(answer) => answer,
             Err(failure) => return Ok((partial, Err(failure))),
         };
+        if let Some(encoding) = answer.header("content-encoding").filter(|e| *e != "identity") {
+            let reason = format!("the file comes as {encoding}, which nobody asked for");
+            let failure = HubError::Protocol { url: answer.url.clone(), reason };
+            return Ok((partial, Err(failure.into())));
+        }
         let len = partial.len();
         let begins_anew = match answer.status {
             StatusCode::PARTIAL_CONTENT if continues(&answer, len, self.blob.size) => false,

@@ -107,9 +107,10 @@ impl Hub {
         };
         match (self.listing(order, retries).await, there) {
             (Ok(listing), _) => {
+                let display = Display::choose(self.settings.progress_bars);
                 tokio::select! {
                     fetched = self.complete(order, &cache, listing, meter) => fetched,
-                    never = meter.show(Display::choose(self.settings.progress_bars)) => match never {},
+                    never = meter.show(display) => match never {},
                 }
             }
             (Err(error), Ok(snapshot)) if error.leaves_the_cache() => {
@@ -184,7 +185,8 @@ impl Group<'_> {
         cache.prepare()?;
         cache.remember_tree(listing);
         let total = sum(wanted.iter().map(|(_, blob)| blob.size));
-        info!(model = %order.repo, %commit, files = wanted.len(), size = size(total), "downloading");
+        let (files, size) = (wanted.len(), size(total));
+        info!(model = %order.repo, %commit, files, size, "downloading");
         meter.add_total(total);
         // Of files with the same contents, the first one brings them.
         let mut brought = BTreeSet::new();
