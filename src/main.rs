@@ -1,14 +1,17 @@
-//! The executable: `serve`, `worker` and `bench` behind one command line.
+//! The executable: `serve`, `worker`, `bench` and small tools behind one command line.
 
 mod args;
 mod banner;
 mod bench;
 mod demo;
+mod environment;
+mod health;
 mod launcher;
 mod logging;
 mod model;
 mod serve;
 mod signals;
+mod tokenizer_config;
 mod worker;
 
 use std::process::ExitCode;
@@ -26,6 +29,8 @@ fn main() -> ExitCode {
     };
     let result = match command {
         Command::Bench(args) => bench::run(*args),
+        Command::Env(args) => environment::run(&args),
+        Command::Health(args) => health::run(&args),
         Command::Serve(args) => serve::run(*args),
         Command::Worker(args) => worker::run(*args),
     };
