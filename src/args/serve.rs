@@ -19,8 +19,13 @@ const REPOSITORY: &str = "/repository";
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     /// Branch, tag or commit of a model from the hub. Default: its branch main.
-    #[arg(long, env = "REVISION", value_name = "REVISION", help_heading = "Model",
-          display_order = 999)]
+    #[arg(
+        long,
+        env = "REVISION",
+        value_name = "REVISION",
+        help_heading = "Model",
+        display_order = 999
+    )]
     pub(crate) revision: Option<String>,
 
     /// Name under which the API serves the model; requests name it. Default: `millstream-demo`, or

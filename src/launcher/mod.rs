@@ -187,6 +187,8 @@ fn spawn(command: &WorkerCommand) -> Result<Child, LaunchError> {
         // streams finish first.
         .process_group(0)
         .kill_on_drop(true)
+        // Keys are compared by this process alone.
+        .env_remove("API_KEY")
         .spawn()
         .map_err(|source| LaunchError::Spawn { program: command.program.clone(), source })?;
     info!(pid = child.id(), "worker started");

@@ -31,12 +31,18 @@ pub(crate) struct Server {
 impl Server {
     /// Starts the demo model, or what `flags` name, and waits until it is ready.
     pub(crate) fn start(flags: &[&str]) -> Server {
+        Server::start_in(flags, &[])
+    }
+
+    /// The same, with these variables.
+    pub(crate) fn start_in(flags: &[&str], variables: &[(&str, &str)]) -> Server {
         let temporary = tempfile::tempdir().expect("no temporary directory");
         let mut child = executable()
             .args(["serve", "--port", "0"])
             .args(flags)
             .env("KV_CACHE_MEMORY", "64MiB")
             .env("TMPDIR", temporary.path())
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
