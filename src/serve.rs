@@ -79,7 +79,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let override_config = args.tokenizer_config_path.as_deref().map(TokenizerConfig::read);
     let override_config = override_config.transpose()?;
     let text = tokio::task::spawn_blocking(move || {
-        load_text(source, override_config, allows_no_tokenizer)
+        load_text(source, override_config.as_ref(), allows_no_tokenizer)
     });
     let generation_config = args.generation_config;
     let config = router_config(args, address);
@@ -167,11 +167,11 @@ fn worker_command(args: &ServeArgs, socket: std::path::PathBuf) -> anyhow::Resul
 /// The tokenizer's side of the model; without a model, bytes and numbers stand for tokens.
 fn load_text(
     source: Option<ModelSource>,
-    override_config: Option<TokenizerConfig>,
+    override_config: Option<&TokenizerConfig>,
     allows_no_tokenizer: bool,
 ) -> anyhow::Result<TextModel> {
     let Some(source) = source else { return Ok(TextModel::bytes_fallback()) };
-    let read = |name: &str| match override_config.as_ref().and_then(|config| config.file(name)) {
+    let read = |name: &str| match override_config.and_then(|config| config.file(name)) {
         Some(file) => Ok(file),
         None => source.read(name).map(|file| file.map(|bytes| bytes.into_owned())),
     };

@@ -195,8 +195,8 @@ mod tests {
 
     #[test]
     fn the_tightest_cgroup_limits_memory_and_cores() {
-        let cases: [(&[(&str, &str)], Option<u64>, Option<f64>); 4] = [
-            (&[], None, None),
+        for (files, memory, quota) in [
+            (&[][..], None, None),
             (
                 &[
                     ("proc/self/cgroup", "0::/a/b\n"),
@@ -228,8 +228,7 @@ mod tests {
                 None,
                 None,
             ),
-        ];
-        for (files, memory, quota) in cases {
+        ] {
             let root = machine(files);
             let cgroups = Cgroups::new(root.path());
             assert_eq!((cgroups.memory(), cgroups.cpu_quota()), (memory, quota), "{files:?}");

@@ -9,7 +9,7 @@ mod variables;
 use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use tracing::info;
 
 use crate::args::EnvArgs;
@@ -98,8 +98,8 @@ impl Row {
 
     /// A fact that is a text, or not told.
     fn text(name: &'static str, value: Option<String>) -> Row {
-        let text = value.clone().unwrap_or_else(|| "unknown".into());
-        Row::new(name, json!(value), text)
+        let json = value.clone().map_or(Value::Null, Value::String);
+        Row::new(name, json, value.unwrap_or_else(|| "unknown".into()))
     }
 }
 
