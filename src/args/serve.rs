@@ -126,8 +126,8 @@ pub(crate) struct ServerArgs {
     #[arg(long, env = "API_KEY", hide_env_values = true, value_name = "KEY", value_parser = secret)]
     pub(crate) api_key: Option<Secret>,
 
-    /// Origins whose web pages may read answers, as https://chat.example.com; several are separated
-    /// by commas, and * is every one. Default: every one.
+    /// Origins whose web pages may read answers, as `https://chat.example.com`; several are
+    /// separated by commas, and * is every one. Default: every one.
     #[arg(long, env = "CORS_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub(crate) cors_allow_origin: Vec<Origin>,
 
