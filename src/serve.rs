@@ -21,9 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use crate::args::{
-    GenerationConfig, LoadFormat, ModelArgs, ServeArgs, ServerArgs, listen_address,
-};
+use crate::args::{GenerationConfig, LoadFormat, ModelArgs, ServeArgs, ServerArgs, listen_address};
 use crate::banner::Banner;
 use crate::launcher::{self, KillSwitch, RestartPolicy, WorkerCommand};
 use crate::tokenizer_config::TokenizerConfig;

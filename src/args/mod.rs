@@ -326,15 +326,8 @@ mod tests {
             let is_heading = |line: &&str| line.ends_with(':') && !line.starts_with(' ');
             help.lines().filter(is_heading).map(|line| line.trim_end_matches(':').into()).collect()
         };
-        let own = [
-            "Options",
-            "Model",
-            "Server",
-            "Limits",
-            "Scheduling",
-            "Sampling defaults",
-            "Logging",
-        ];
+        let own =
+            ["Options", "Model", "Server", "Limits", "Scheduling", "Sampling defaults", "Logging"];
         assert_eq!(headings(&short), own);
         assert_eq!(headings(&long), [&own[..], &[tgi::HEADING]].concat());
         assert!(long.contains("MAX_TOTAL_TOKENS"), "the variables are not named");
