@@ -1,11 +1,13 @@
-//! The executable: `serve`, `worker`, `bench` and small tools behind one command line.
+//! The executable: `serve`, `worker`, `download`, `bench` and small tools behind one command line.
 
 mod args;
 mod banner;
 mod bench;
 mod demo;
+mod download;
 mod environment;
 mod health;
+mod hub;
 mod launcher;
 mod logging;
 mod model;
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(*args),
         Command::Env(args) => environment::run(&args),
         Command::Health(args) => health::run(&args),
+        Command::Download(args) => download::run(&args),
         Command::Serve(args) => serve::run(*args),
         Command::Worker(args) => worker::run(*args),
     };

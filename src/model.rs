@@ -1,12 +1,61 @@
 //! Which model the command line means, and what follows from it for both processes.
+//!
+//! A name of the hub is resolved once, by `serve`, before anything else needs the model: from then
+//! on there is a directory, and its files are those of one commit. So a worker that is started
+//! again, however much later, loads the weights that the router's tokenizer belongs to, asks no
+//! server for them and needs no token, and `--worker-start-timeout` is about loading alone.
 
 use std::path::Path;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use millstream_backends::ModelSource;
 
-use crate::args::ModelArgs;
+use crate::args::{LoadFormat, ModelArgs};
 use crate::demo;
+use crate::hub::{Order, RepoId, Revision};
+
+/// The branch that is meant where none is named.
+const DEFAULT_REVISION: &str = "main";
+
+/// What has to be downloaded before the model is in a directory, if anything.
+///
+/// A directory that exists is always the model: a name of the hub may also be a path.
+pub(crate) fn download(args: &ModelArgs, revision: Option<&str>) -> anyhow::Result<Option<Order>> {
+    let Some(model_id) = args.model_id.as_deref().filter(|_| args.mock.is_none()) else {
+        return Ok(None);
+    };
+    if Path::new(model_id).exists() {
+        return Ok(None);
+    }
+    let weights = args.load_format != LoadFormat::Dummy;
+    Ok(Some(Order { weights, ..order(model_id, revision)? }))
+}
+
+/// All that a server needs of a model of the hub.
+pub(crate) fn order(model_id: &str, revision: Option<&str>) -> anyhow::Result<Order> {
+    if is_path(model_id) {
+        bail!("model `{model_id}` does not exist: such a path is no name of a model on the hub");
+    }
+    Ok(Order {
+        repo: RepoId::parse(model_id)?,
+        // A variable that is set to nothing names none.
+        revision: Revision::parse(revision.filter(|r| !r.is_empty()).unwrap_or(DEFAULT_REVISION))?,
+        weights: true,
+    })
+}
+
+/// The same arguments, for a model that is now in `directory`.
+pub(crate) fn downloaded(args: &ModelArgs, directory: &Path) -> anyhow::Result<ModelArgs> {
+    let directory = directory.to_str().with_context(|| {
+        format!("the cache {} is no UTF-8; set HF_HUB_CACHE to one that is", directory.display())
+    })?;
+    Ok(ModelArgs { model_id: Some(directory.to_owned()), ..args.clone() })
+}
+
+/// True for what can only be meant as a path.
+fn is_path(model_id: &str) -> bool {
+    model_id.starts_with(['/', '.', '~']) || model_id.ends_with('/')
+}
 
 /// The files of the model; an error if there cannot be any.
 pub(crate) fn source(args: &ModelArgs) -> anyhow::Result<ModelSource> {
@@ -17,8 +66,8 @@ pub(crate) fn source(args: &ModelArgs) -> anyhow::Result<ModelSource> {
     if !directory.is_dir() {
         let what = if directory.exists() { "is not a directory" } else { "does not exist" };
         bail!(
-            "model `{model_id}` {what}; --model-id takes a local directory with config.json and \
-             the weights as *.safetensors"
+            "model `{model_id}` {what}; a local model is a directory with config.json and the \
+             weights as *.safetensors"
         );
     }
     if !directory.join("config.json").is_file() {
@@ -61,6 +110,32 @@ mod tests {
         std::fs::write(&config, "{}").unwrap();
         assert!(error(&config).contains("is not a directory"));
         assert!(matches!(source(&args(dir.path())), Ok(ModelSource::Directory(_))));
+    }
+
+    #[test]
+    fn a_name_is_downloaded_unless_it_is_a_path_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = |id: &str, flags: &[&str]| {
+            let words = ["x", "--model-id", id].into_iter().chain(flags.iter().copied());
+            download(&Cli::parse_from(words).model, None)
+        };
+        assert!(wanted(dir.path().to_str().unwrap(), &[]).unwrap().is_none());
+        let order = wanted("acme/tiny", &[]).unwrap().unwrap();
+        assert_eq!((order.repo.to_string(), order.weights), ("acme/tiny".to_owned(), true));
+        assert_eq!(order.revision.to_string(), "main");
+        assert!(!wanted("acme/tiny", &["--load-format", "dummy"]).unwrap().unwrap().weights);
+        let absent = dir.path().join("absent");
+        for (id, named) in [
+            (absent.to_str().unwrap(), "does not exist"),
+            ("./absent", "does not exist"),
+            ("~/absent", "does not exist"),
+            ("absent/", "does not exist"),
+            ("a/b/c", "org/name"),
+            ("a b", "neither a directory nor"),
+        ] {
+            let error = wanted(id, &[]).unwrap_err().to_string();
+            assert!(error.contains(id) && error.contains(named), "{error}");
+        }
     }
 
     #[test]

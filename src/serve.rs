@@ -1,14 +1,15 @@
 //! `millstream serve`: the port, the worker, the router, and who ends whom.
 //!
-//! The port is bound before anything else, so a taken one costs nothing. The worker loads its
-//! weights while the tokenizer is loaded here. Whichever of router and worker cannot go on ends
-//! the other.
+//! The port is bound before anything else, so a taken one costs nothing. A model of the hub is
+//! downloaded next, while the port answers how far that is. Then the worker loads its weights
+//! while the tokenizer is loaded here. Whichever of router and worker cannot go on ends the other.
 
 use std::fs::Permissions;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
@@ -25,7 +26,7 @@ use crate::args::{GenerationConfig, LoadFormat, ModelArgs, ServeArgs, ServerArgs
 use crate::banner::Banner;
 use crate::launcher::{self, KillSwitch, RestartPolicy, WorkerCommand};
 use crate::tokenizer_config::TokenizerConfig;
-use crate::{demo, environment, logging, model, signals};
+use crate::{demo, environment, hub, logging, model, signals};
 
 /// Serves until a signal asks for the end, or nothing can be served.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
@@ -37,9 +38,6 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     if args.env {
         environment::tell(args.log.is_json(), args.huggingface_hub_cache.as_deref());
     }
-    if let (Some(revision), Some(_)) = (&args.revision, &args.model.model_id) {
-        warn!(revision, "the model is a local directory, --revision means nothing");
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(serve(args));
     // What still computes, an encoding for example, has nobody left to compute for.
@@ -48,16 +46,19 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
 }
 
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {
-    let shutdown = signals::shutdown_requested()?;
+    let mut shutdown = pin!(signals::shutdown_requested()?);
     let listener = bind(&args.server).await?;
     let address = listener.local_addr()?;
-    let source = match args.model.mock {
+    let Some((listener, local)) = locate(&args, listener, shutdown.as_mut()).await? else {
+        return Ok(());
+    };
+    let source = match local.mock {
         Some(_) => None,
-        None => Some(model::source(&args.model)?),
+        None => Some(model::source(&local)?),
     };
 
     let directory = socket_directory(args.server.shard_uds_path.as_deref())?;
-    let command = worker_command(&args, directory.path().join("worker.sock"))?;
+    let command = worker_command(&args, &local, directory.path().join("worker.sock"))?;
     let kill = KillSwitch::default();
     let link = WorkerLink {
         socket: command.socket.clone(),
@@ -101,6 +102,44 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     }
     info!("ended");
     Ok(())
+}
+
+/// Sees to it that the model is in a directory, and says in which; `None` if the end was asked
+/// for meanwhile.
+async fn locate(
+    args: &ServeArgs,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<Option<(TcpListener, ModelArgs)>> {
+    let Some(order) = model::download(&args.model, args.revision.as_deref())? else {
+        if let (Some(revision), Some(_)) = (&args.revision, &args.model.model_id) {
+            warn!(revision, "the model is a local directory, --revision means nothing");
+        }
+        return Ok(Some((listener, args.model.clone())));
+    };
+    let mut settings = hub::Settings::from_env(args.huggingface_hub_cache.as_deref())?;
+    settings.progress_bars &= !args.log.is_json();
+    let hub = hub::Hub::new(settings)?;
+    info!(address = %listener.local_addr()?, model = %order.repo, "listening, not ready yet");
+    let meter = hub::Meter::default();
+    let reason = Arc::new({
+        let meter = meter.clone();
+        move || meter.to_string()
+    });
+    let fetching = async {
+        tokio::select! {
+            fetched = hub.fetch(&order, &meter) => Some(fetched),
+            () = shutdown => None,
+        }
+    };
+    let client_timeout = args.timeouts.client_timeout;
+    let (listener, fetched) =
+        millstream_router::while_starting(listener, client_timeout, reason, fetching).await?;
+    let Some(directory) = fetched.transpose()? else {
+        info!("ended");
+        return Ok(None);
+    };
+    Ok(Some((listener, model::downloaded(&args.model, &directory)?)))
 }
 
 async fn bind(args: &ServerArgs) -> anyhow::Result<TcpListener> {
@@ -148,11 +187,15 @@ fn socket_directory(prefix: Option<&Path>) -> anyhow::Result<TempDir> {
     })
 }
 
-/// This executable again, as a worker.
-fn worker_command(args: &ServeArgs, socket: std::path::PathBuf) -> anyhow::Result<WorkerCommand> {
+/// This executable again, as a worker of the `local` model.
+fn worker_command(
+    args: &ServeArgs,
+    local: &ModelArgs,
+    socket: std::path::PathBuf,
+) -> anyhow::Result<WorkerCommand> {
     let mut words = vec!["worker".into(), "--follow-stdin".into(), "--listen".into()];
     words.push(socket.clone().into_os_string());
-    words.extend(args.model.command_line());
+    words.extend(local.command_line());
     words.extend(args.log.command_line());
     Ok(WorkerCommand {
         program: std::env::current_exe().context("cannot find this executable")?,

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod generate;
 pub mod metrics;
 mod serve;
+mod starting;
 #[cfg(test)]
 mod testing;
 pub mod text;
@@ -20,3 +21,4 @@ pub use api::cors::{InvalidOrigin, Origin};
 pub use engine::core::EngineConfig;
 pub use engine::run::WorkerLink;
 pub use serve::{RouterError, serve};
+pub use starting::{Reason, while_starting};

@@ -6,6 +6,7 @@
 //! Values are parsed here and only here: what leaves this module is typed.
 
 mod bench;
+mod download;
 mod log;
 mod serve;
 pub(crate) mod tgi;
@@ -14,6 +15,7 @@ mod values;
 mod worker;
 
 pub(crate) use bench::{BenchArgs, EndpointArg};
+pub(crate) use download::DownloadArgs;
 pub(crate) use log::LogArgs;
 pub(crate) use serve::{GenerationConfig, ServeArgs, ServerArgs};
 pub(crate) use tools::{EnvArgs, HealthArgs};
@@ -48,6 +50,13 @@ pub(crate) enum Command {
     Serve(Box<ServeArgs>),
     /// Run a model for a router; `serve` starts this itself.
     Worker(Box<WorkerArgs>),
+    /// Download a model from the Hugging Face hub and print the directory of its files.
+    ///
+    /// Only what is needed to serve it: its description and its weights as safetensors. The cache
+    /// is the one of Python's huggingface_hub, and so are the variables that set it: HF_HOME,
+    /// HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and more.
+    #[command(alias = "download-weights")]
+    Download(Box<DownloadArgs>),
     /// Put load on a running server and report its throughput and latencies.
     Bench(Box<BenchArgs>),
     /// Print what a bug report needs: build, machine, limits, variables; no secrets.
@@ -214,6 +223,9 @@ mod tests {
         assert_eq!(serve("-p 8081").server.port, 8081);
         assert_eq!(serve("serve --port 8082").server.port, 8082);
         assert!(matches!(parse_words("bench"), Ok(Command::Bench(_))));
+        for words in ["download a/b --revision v1", "download-weights a/b"] {
+            assert!(matches!(parse_words(words), Ok(Command::Download(_))), "{words}");
+        }
     }
 
     #[test]

@@ -31,9 +31,10 @@ pub(crate) struct WorkerArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
-    /// Directory of the model, in Hugging Face layout (config.json, *.safetensors, tokenizer.json).
+    /// Directory of the model, in Hugging Face layout (config.json, *.safetensors, tokenizer.json),
+    /// or the model's name on the Hugging Face hub, as ORG/NAME, from where `serve` downloads it.
     /// Default: the demo model that is part of this executable.
-    #[arg(long, env = "MODEL_ID", value_name = "DIR")]
+    #[arg(long, env = "MODEL_ID", value_name = "DIR|ORG/NAME")]
     pub(crate) model_id: Option<String>,
 
     /// Precision of the weights and of the KV cache. Default: as the checkpoint stores them.

@@ -7,12 +7,12 @@ mod machine;
 mod variables;
 
 use std::fmt::{self, Write as _};
-use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 use tracing::info;
 
 use crate::args::EnvArgs;
+use crate::hub::Settings;
 
 /// The width of the names in the table.
 const NAME_WIDTH: usize = 14;
@@ -55,10 +55,7 @@ impl Report {
     fn new(cache: Option<&str>) -> Report {
         let mut rows = build();
         rows.extend(machine::rows());
-        let cache = hub_cache(&|name| match (name, cache) {
-            ("HUGGINGFACE_HUB_CACHE", Some(cache)) => Some(cache.to_owned()),
-            _ => std::env::var(name).ok().filter(|value| !value.is_empty()),
-        });
+        let cache = Settings::from_env(cache).ok().map(|settings| settings.cache);
         rows.push(Row::text("hub_cache", cache.map(|path| path.display().to_string())));
         Report { rows, variables: variables::set() }
     }
@@ -117,44 +114,9 @@ fn build() -> Vec<Row> {
     ]
 }
 
-/// Where downloads lie, by the rules of the Python library.
-fn hub_cache(variable: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    let given = variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE"));
-    if let Some(cache) = given {
-        return Some(cache.into());
-    }
-    let home = variable("HF_HOME").map(PathBuf::from).or_else(|| {
-        let cache = variable("XDG_CACHE_HOME").map(PathBuf::from);
-        let cache = cache.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".cache")));
-        Some(cache?.join("huggingface"))
-    });
-    Some(home?.join("hub"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_cache_is_where_the_python_library_has_it() {
-        let all = [
-            ("HF_HUB_CACHE", "/a"),
-            ("HUGGINGFACE_HUB_CACHE", "/b"),
-            ("HF_HOME", "/c"),
-            ("XDG_CACHE_HOME", "/d"),
-            ("HOME", "/e"),
-        ];
-        let expected = ["/a", "/b", "/c/hub", "/d/huggingface/hub", "/e/.cache/huggingface/hub"];
-        for (first, expected) in expected.into_iter().enumerate() {
-            let set = &all[first..];
-            let variable = |name: &str| {
-                let found = set.iter().find(|(set, _)| *set == name);
-                found.map(|(_, value)| (*value).to_owned())
-            };
-            assert_eq!(hub_cache(&variable), Some(expected.into()));
-        }
-        assert_eq!(hub_cache(&|_| None), None);
-    }
 
     #[test]
     fn every_row_of_the_table_is_in_the_json_too() {

@@ -189,6 +189,10 @@ fn spawn(command: &WorkerCommand) -> Result<Child, LaunchError> {
         .kill_on_drop(true)
         // Keys are compared by this process alone.
         .env_remove("API_KEY")
+        // Files are downloaded by this process alone.
+        .env_remove("HF_TOKEN")
+        .env_remove("HUGGING_FACE_HUB_TOKEN")
+        .env_remove("HF_API_TOKEN")
         .spawn()
         .map_err(|source| LaunchError::Spawn { program: command.program.clone(), source })?;
     info!(pid = child.id(), "worker started");

@@ -81,7 +81,7 @@ fn check_refused(args: &[&str], variables: &[(&str, &str)], named: &[&str]) {
 
 #[test]
 fn a_container_of_tgi_starts_as_it_is() {
-    let server = Server::start_in(&[], TGI);
+    let server = Server::start_with(&[], TGI);
     assert!(server.address().ip().is_loopback());
     let answer = server.chat(&chat("What is 2 + 3?", json!({"max_tokens": 8})));
     assert_eq!(answer["model"], MODEL);
@@ -109,7 +109,7 @@ fn a_container_of_tgi_starts_as_it_is() {
 fn what_has_no_effect_is_named_in_the_log() {
     let names = variables("no effect, and a warning");
     let asking: Vec<(&str, &str)> = names.iter().map(|name| (*name, ASKING)).collect();
-    let server = Server::start_in(&[], &asking);
+    let server = Server::start_with(&[], &asking);
     for name in names {
         assert!(server.log_contains(&format!("variable=\"{name}\"")), "{name} is not in the log");
     }
@@ -150,7 +150,7 @@ fn an_empty_variable_is_as_good_as_none() {
     empty.extend(variables("no effect"));
     empty.extend(variables("**refused**"));
     let empty: Vec<(&str, &str)> = empty.into_iter().map(|name| (name, "")).collect();
-    let server = Server::start_in(&[], &empty);
+    let server = Server::start_with(&[], &empty);
     let answer = server.chat(&chat("Hi!", json!({"max_tokens": 4})));
     assert_eq!(answer["model"], "millstream-demo");
     assert!(!server.log_contains("has no effect"));
@@ -164,7 +164,7 @@ fn secrets_show_in_no_help_no_report_and_no_command_line() {
         assert!(output.status.success());
         assert!(!String::from_utf8(output.stdout).unwrap().contains("s3cret"), "{args:?}");
     }
-    let server = Server::start_in(&["--env"], &secrets);
+    let server = Server::start_with(&["--env"], &secrets);
     assert!(!server.log_contains("s3cret"));
     for file in ["cmdline", "environ"] {
         let path = format!("/proc/{}/{file}", server.worker());
@@ -208,7 +208,7 @@ fn health_is_an_exit_code() {
 fn the_socket_lies_where_it_is_told_to() {
     let place = tempfile::tempdir().unwrap();
     let prefix = place.path().join("text-generation-server");
-    let server = Server::start_in(&[], &[("SHARD_UDS_PATH", prefix.to_str().unwrap())]);
+    let server = Server::start_with(&[], &[("SHARD_UDS_PATH", prefix.to_str().unwrap())]);
     let made: Vec<_> = std::fs::read_dir(place.path()).unwrap().map(Result::unwrap).collect();
     assert_eq!(made.len(), 1);
     assert!(made[0].file_name().to_str().unwrap().starts_with("text-generation-server"));
@@ -223,7 +223,7 @@ fn a_tokenizer_configuration_of_the_operators_own_replaces_the_models() {
     let template = json!({"chat_template": "{{ messages[0].content }}"});
     std::fs::write(&config, template.to_string()).unwrap();
     let own = Server::start(&[]);
-    let other = Server::start_in(&[], &[("TOKENIZER_CONFIG_PATH", config.to_str().unwrap())]);
+    let other = Server::start_with(&[], &[("TOKENIZER_CONFIG_PATH", config.to_str().unwrap())]);
     let prompt_tokens = |server: &Server| {
         let answer = server.chat(&chat("Who are you?", json!({"max_tokens": 1})));
         answer["usage"]["prompt_tokens"].as_u64().unwrap()
@@ -240,4 +240,21 @@ fn web_pages_may_read_answers_only_where_their_origin_is_named() {
     };
     assert_eq!(allowed("https://b.example").as_deref(), Some("https://b.example"));
     assert_eq!(allowed("https://c.example"), None);
+}
+
+#[test]
+fn the_cache_is_where_its_flag_or_variables_say() {
+    let model = ["--port", "0", "--model-id", "org/name"];
+    let offline = ("HF_HUB_OFFLINE", "1");
+    for (flags, variables, cache) in [
+        (&["--huggingface-hub-cache", "/absent/flag"][..], &[][..], "/absent/flag "),
+        (&[], &[("HUGGINGFACE_HUB_CACHE", "/absent/variable")], "/absent/variable "),
+        (&[], &[("HF_HOME", "/absent/home"), ("HUGGINGFACE_HUB_CACHE", "")], "/absent/home/hub "),
+        (&["--huggingface-hub-cache", "/x"], &[("HF_HUB_CACHE", "/absent/new")], "/absent/new "),
+    ] {
+        let output = run(&[&model[..], flags].concat(), &[&[offline], variables].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains(cache), "{flags:?} {variables:?}: {stderr}");
+    }
 }

@@ -10,5 +10,6 @@ mod common;
 mod determinism;
 mod environment;
 mod failures;
+mod hub;
 mod sampling;
 mod serving;

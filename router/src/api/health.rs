@@ -36,11 +36,14 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
 pub(crate) async fn health(State(app): State<Arc<App>>) -> Response {
     match app.why_not_ready() {
         None => StatusCode::OK.into_response(),
-        Some(_) => {
-            let body = Json(json!({"error": "unhealthy", "error_type": "healthcheck"}));
-            (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
-        }
+        Some(_) => unhealthy(),
     }
+}
+
+/// TGI's words for a server that is not able to serve.
+pub(crate) fn unhealthy() -> Response {
+    let body = Json(json!({"error": "unhealthy", "error_type": "healthcheck"}));
+    (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
 }
 
 /// The text format of Prometheus.

@@ -31,11 +31,11 @@ pub(crate) struct Server {
 impl Server {
     /// Starts the demo model, or what `flags` name, and waits until it is ready.
     pub(crate) fn start(flags: &[&str]) -> Server {
-        Server::start_in(flags, &[])
+        Server::start_with(flags, &[])
     }
 
-    /// The same, with these variables.
-    pub(crate) fn start_in(flags: &[&str], variables: &[(&str, &str)]) -> Server {
+    /// The same, with these variables in its environment.
+    pub(crate) fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Server {
         let temporary = tempfile::tempdir().expect("no temporary directory");
         let mut child = executable()
             .args(["serve", "--port", "0"])
