@@ -12,8 +12,8 @@ use crate::{logging, model};
 pub(crate) fn run(args: &DownloadArgs) -> anyhow::Result<()> {
     logging::init(&args.log)?;
     let order = model::order(&args.model_id, args.revision.as_deref())?;
-    let mut settings = Settings::from_env()?;
-    settings.progress_bars &= !args.log.json_output;
+    let mut settings = Settings::from_env(None)?;
+    settings.progress_bars &= !args.log.is_json();
     let hub = Hub::new(settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let fetched = runtime.block_on(hub.fetch(&order, &Meter::default()));

@@ -9,14 +9,28 @@ use crate::args::LogArgs;
 
 /// Begins to log as asked; once per process.
 pub(crate) fn init(args: &LogArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder()
-        .parse(&args.log_level)
-        .with_context(|| format!("invalid --log-level `{}`", args.log_level))?;
+    let filter = EnvFilter::builder();
+    let filter = match (&args.log_level, set("RUST_LOG")) {
+        (Some(level), _) => {
+            filter.parse(level).with_context(|| format!("LOG_LEVEL ({level}) is no filter"))?
+        }
+        (None, Some(level)) => {
+            filter.parse(&level).with_context(|| format!("RUST_LOG ({level}) is no filter"))?
+        }
+        (None, None) => EnvFilter::new("info"),
+    };
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    if args.json_output {
+    if args.is_json() {
         logs.json().flatten_event(true).init();
     } else {
-        logs.with_ansi(io::stderr().is_terminal()).init();
+        let colours = args
+            .log_colorize
+            .unwrap_or_else(|| io::stderr().is_terminal() && set("NO_COLOR").is_none());
+        logs.with_ansi(colours).init();
     }
     Ok(())
+}
+
+fn set(variable: &str) -> Option<String> {
+    std::env::var(variable).ok().filter(|value| !value.is_empty())
 }

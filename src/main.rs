@@ -1,16 +1,19 @@
-//! The executable: `serve`, `worker`, `download` and `bench` behind one command line.
+//! The executable: `serve`, `worker`, `download`, `bench` and small tools behind one command line.
 
 mod args;
 mod banner;
 mod bench;
 mod demo;
 mod download;
+mod environment;
+mod health;
 mod hub;
 mod launcher;
 mod logging;
 mod model;
 mod serve;
 mod signals;
+mod tokenizer_config;
 mod worker;
 
 use std::process::ExitCode;
@@ -28,6 +31,8 @@ fn main() -> ExitCode {
     };
     let result = match command {
         Command::Bench(args) => bench::run(*args),
+        Command::Env(args) => environment::run(&args),
+        Command::Health(args) => health::run(&args),
         Command::Download(args) => download::run(&args),
         Command::Serve(args) => serve::run(*args),
         Command::Worker(args) => worker::run(*args),

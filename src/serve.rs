@@ -8,26 +8,36 @@ use std::fs::Permissions;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use millstream_backends::ModelSource;
 use millstream_proto::WorkerInfo;
 use millstream_router::text::TextModel;
 use millstream_router::{EngineConfig, RequestLimits, RouterConfig, WorkerLink};
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use crate::args::{GenerationConfig, LoadFormat, ModelArgs, ServeArgs, listen_address};
+use crate::args::{GenerationConfig, LoadFormat, ModelArgs, ServeArgs, ServerArgs, listen_address};
 use crate::banner::Banner;
 use crate::launcher::{self, KillSwitch, RestartPolicy, WorkerCommand};
-use crate::{demo, hub, logging, model, signals};
+use crate::tokenizer_config::TokenizerConfig;
+use crate::{demo, environment, hub, logging, model, signals};
 
 /// Serves until a signal asks for the end, or nothing can be served.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     logging::init(&args.log)?;
+    args.tgi.warn();
+    if std::env::var_os("API_KEY").is_some() && args.server.api_key.is_none() {
+        warn!("API_KEY is set to nothing: requests are open to all that reach the port");
+    }
+    if args.env {
+        environment::tell(args.log.is_json(), args.huggingface_hub_cache.as_deref());
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(serve(args));
     // What still computes, an encoding for example, has nobody left to compute for.
@@ -37,7 +47,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
 
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let mut shutdown = pin!(signals::shutdown_requested()?);
-    let listener = bind(&args).await?;
+    let listener = bind(&args.server).await?;
     let address = listener.local_addr()?;
     let Some((listener, local)) = locate(&args, listener, shutdown.as_mut()).await? else {
         return Ok(());
@@ -47,12 +57,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         None => Some(model::source(&local)?),
     };
 
-    // Only this user may enter it; it is removed with everything in it.
-    let directory = tempfile::Builder::new()
-        .prefix("millstream-")
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir()
-        .context("cannot create a directory for the worker's socket")?;
+    let directory = socket_directory(args.server.shard_uds_path.as_deref())?;
     let command = worker_command(&args, &local, directory.path().join("worker.sock"))?;
     let kill = KillSwitch::default();
     let link = WorkerLink {
@@ -70,7 +75,11 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     });
 
     let allows_no_tokenizer = args.model.load_format == LoadFormat::Dummy;
-    let text = tokio::task::spawn_blocking(move || load_text(source, allows_no_tokenizer));
+    let override_config = args.tokenizer_config_path.as_deref().map(TokenizerConfig::read);
+    let override_config = override_config.transpose()?;
+    let text = tokio::task::spawn_blocking(move || {
+        load_text(source, override_config.as_ref(), allows_no_tokenizer)
+    });
     let generation_config = args.generation_config;
     let config = router_config(args, address);
     let router = async {
@@ -108,8 +117,8 @@ async fn locate(
         }
         return Ok(Some((listener, args.model.clone())));
     };
-    let mut settings = hub::Settings::from_env()?;
-    settings.progress_bars &= !args.log.json_output;
+    let mut settings = hub::Settings::from_env(args.huggingface_hub_cache.as_deref())?;
+    settings.progress_bars &= !args.log.is_json();
     let hub = hub::Hub::new(settings)?;
     info!(address = %listener.local_addr()?, model = %order.repo, "listening, not ready yet");
     let meter = hub::Meter::default();
@@ -133,18 +142,48 @@ async fn locate(
     Ok(Some((listener, model::downloaded(&args.model, &directory)?)))
 }
 
-async fn bind(args: &ServeArgs) -> anyhow::Result<TcpListener> {
-    let ip = listen_address(&args.hostname).unwrap_or_else(|| {
-        warn!(
-            hostname = args.hostname,
-            "hostname is no address, listening on 127.0.0.1 alone; --hostname 0.0.0.0 is everywhere"
-        );
-        Ipv4Addr::LOCALHOST.into()
-    });
+async fn bind(args: &ServerArgs) -> anyhow::Result<TcpListener> {
+    let default = args.default_hostname.unwrap_or(Ipv4Addr::LOCALHOST.into());
+    let ip = match args.hostname.as_deref() {
+        None => default,
+        Some(hostname) => listen_address(hostname).unwrap_or_else(|| {
+            if args.default_hostname.is_none() {
+                warn!(
+                    hostname,
+                    "HOSTNAME is no address, listening on 127.0.0.1 alone; --hostname 0.0.0.0 is \
+                     everywhere"
+                );
+            }
+            default
+        }),
+    };
     let address = SocketAddr::new(ip, args.port);
-    let hint = "; choose another with --port";
-    TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address}{}", if args.port > 0 { hint } else { "" })
+    TcpListener::bind(address).await.map_err(|error| {
+        let hint = match error.kind() {
+            _ if args.port == 0 => "",
+            io::ErrorKind::PermissionDenied if args.port < 1024 => {
+                "; ports below 1024 may be root's alone here, choose another with --port"
+            }
+            _ => "; choose another with --port",
+        };
+        anyhow!("cannot listen on {address}{hint}: {error}")
+    })
+}
+
+/// A directory that only this user may enter; it is removed with everything in it.
+fn socket_directory(prefix: Option<&Path>) -> anyhow::Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.permissions(Permissions::from_mode(0o700));
+    let Some(prefix) = prefix else {
+        let made = builder.prefix("millstream-").tempdir();
+        return made.context("cannot create a directory for the worker's socket");
+    };
+    let path = std::path::absolute(prefix).context("SHARD_UDS_PATH is no path")?;
+    let name = path.file_name().unwrap_or_default();
+    let parent = path.parent().unwrap_or(&path);
+    let made = builder.prefix(name).tempdir_in(parent);
+    made.with_context(|| {
+        format!("cannot create a directory at SHARD_UDS_PATH ({})", path.display())
     })
 }
 
@@ -167,9 +206,16 @@ fn worker_command(
 }
 
 /// The tokenizer's side of the model; without a model, bytes and numbers stand for tokens.
-fn load_text(source: Option<ModelSource>, allows_no_tokenizer: bool) -> anyhow::Result<TextModel> {
+fn load_text(
+    source: Option<ModelSource>,
+    override_config: Option<&TokenizerConfig>,
+    allows_no_tokenizer: bool,
+) -> anyhow::Result<TextModel> {
     let Some(source) = source else { return Ok(TextModel::bytes_fallback()) };
-    let read = |name: &str| source.read(name).map(|file| file.map(|bytes| bytes.into_owned()));
+    let read = |name: &str| match override_config.and_then(|config| config.file(name)) {
+        Some(file) => Ok(file),
+        None => source.read(name).map(|file| file.map(|bytes| bytes.into_owned())),
+    };
     if allows_no_tokenizer && read("tokenizer.json")?.is_none() {
         warn!("the model has no tokenizer.json, texts are read and written as bytes");
         return Ok(TextModel::bytes_fallback());
@@ -186,9 +232,9 @@ fn router_config(args: ServeArgs, address: SocketAddr) -> RouterConfig {
         max_total_tokens: args.model.max_total_tokens.map(|tokens| tokens as usize),
         max_stop_sequences: args.limits.max_stop_sequences as usize,
         max_client_batch_size: args.limits.max_client_batch_size as usize,
+        max_choices: args.limits.max_best_of as usize,
         max_top_logprobs: args.limits.max_top_n_tokens as usize,
-        payload_limit: usize::try_from(args.payload_limit).unwrap_or(usize::MAX),
-        ..RequestLimits::default()
+        payload_limit: usize::try_from(args.limits.payload_limit).unwrap_or(usize::MAX),
     };
     let engine = EngineConfig {
         max_batch_tokens: args.model.max_batch_prefill_tokens,
@@ -200,14 +246,15 @@ fn router_config(args: ServeArgs, address: SocketAddr) -> RouterConfig {
     let greeting = Greeting {
         model_name: model_name.clone(),
         address,
-        needs_key: args.api_key.is_some(),
+        needs_key: args.server.api_key.is_some(),
         question: question(&args.model),
-        on_stdout: !args.log.json_output,
+        on_stdout: !args.log.is_json(),
     };
     RouterConfig {
-        api_key: args.api_key.map(|key| key.0),
+        api_key: args.server.api_key.map(|key| key.0),
+        cors_allow_origin: args.server.cors_allow_origin,
         limits,
-        validation_workers: args.limits.validation_workers as usize,
+        validation_workers: args.validation_workers as usize,
         graceful_termination_timeout: args.timeouts.graceful_termination_timeout,
         client_timeout: args.timeouts.client_timeout,
         on_ready: Some(Box::new(move |info| greeting.say(info))),

@@ -39,6 +39,7 @@ mod testing;
 mod view;
 
 pub use error::KernelError;
+pub use simd::instruction_set;
 
 /// What every operation of this crate returns.
 pub type Result<T> = std::result::Result<T, KernelError>;

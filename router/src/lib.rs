@@ -17,6 +17,7 @@ mod testing;
 pub mod text;
 
 pub use api::config::{OnReady, RequestLimits, RouterConfig};
+pub use api::cors::{InvalidOrigin, Origin};
 pub use engine::core::EngineConfig;
 pub use engine::run::WorkerLink;
 pub use serve::{RouterError, serve};

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::api::drain::Drain;
-use crate::api::{App, digest, listen, routes, unix_time};
+use crate::api::{App, cors, digest, listen, routes, unix_time};
 use crate::engine::run::{self, WorkerLink};
 use crate::engine::{EngineHandle, EngineState};
 use crate::generate::Generator;
@@ -76,10 +76,12 @@ pub(crate) async fn serve_engine(
     let on_ready = config.on_ready.take();
     let grace = config.graceful_termination_timeout;
     let client_timeout = config.client_timeout;
+    let origins = std::mem::take(&mut config.cors_allow_origin);
     let app = app(generator, metrics, text, config);
     let (drain, generator) = (app.drain.clone(), app.generator.clone());
     let (close, closed) = watch::channel(false);
-    let listening = listen::listen(listener, routes(app), client_timeout, closed);
+    let routes = cors::allow(&origins, routes(app));
+    let listening = listen::listen(listener, routes, client_timeout, closed);
     let watching = watch_engine(&mut state, on_ready);
     let ending = async {
         shutdown.await;

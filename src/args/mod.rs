@@ -1,31 +1,39 @@
 //! The command line: what can be asked of the executable, and nothing about how it is done.
 //!
 //! Flags carry the names that Text Generation Inference gave them, where it has one, and each is
-//! also an environment variable, so that its containers start unchanged. Values are parsed here
-//! and only here: what leaves this module is typed.
+//! also an environment variable, so that its containers start unchanged: a flag beats its
+//! variable, and an empty variable is as good as none. What TGI takes and we do not is in [`tgi`].
+//! Values are parsed here and only here: what leaves this module is typed.
 
 mod bench;
 mod download;
+mod log;
 mod serve;
+pub(crate) mod tgi;
+mod tools;
 mod values;
 mod worker;
 
 pub(crate) use bench::{BenchArgs, EndpointArg};
 pub(crate) use download::DownloadArgs;
-pub(crate) use serve::{GenerationConfig, ServeArgs};
+pub(crate) use log::LogArgs;
+pub(crate) use serve::{GenerationConfig, ServeArgs, ServerArgs};
+pub(crate) use tools::{EnvArgs, HealthArgs};
 pub(crate) use values::listen_address;
-pub(crate) use worker::{Dtype, LoadFormat, LogArgs, ModelArgs, WorkerArgs};
+pub(crate) use worker::{Dtype, LoadFormat, ModelArgs, WorkerArgs};
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
-use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// High-throughput server for large language models.
 ///
 /// Without a subcommand, `serve` is meant: `millstream --port 8080` serves on port 8080.
 #[derive(Debug, Parser)]
-#[command(name = "millstream", version, max_term_width = 100)]
+#[command(name = "millstream", version, max_term_width = 80)]
 pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -36,6 +44,9 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Serve a model over the OpenAI-compatible HTTP API (the default).
+    ///
+    /// Each flag is also an environment variable: --max-total-tokens is MAX_TOTAL_TOKENS. A flag
+    /// beats its variable, and an empty variable is as good as none.
     Serve(Box<ServeArgs>),
     /// Run a model for a router; `serve` starts this itself.
     Worker(Box<WorkerArgs>),
@@ -48,21 +59,109 @@ pub(crate) enum Command {
     Download(Box<DownloadArgs>),
     /// Put load on a running server and report its throughput and latencies.
     Bench(Box<BenchArgs>),
+    /// Print what a bug report needs: build, machine, limits, variables; no secrets.
+    Env(EnvArgs),
+    /// Ask a running server whether it can serve; the exit code is the answer.
+    Health(HealthArgs),
 }
 
 /// Parses the command line of this process; the error is one line for the user.
 ///
 /// Help and version are printed, and end the process, here.
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
-    match Cli::try_parse_from(with_default_command(args.into_iter().collect())) {
-        Ok(cli) => Ok(cli.command),
+    let args = with_default_command(args.into_iter().collect());
+    let mut definition = definition();
+    let parsed = definition.try_get_matches_from_mut(&args).and_then(|matches| {
+        let command =
+            Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut definition))?.command;
+        Ok((matches, command))
+    });
+    let (matches, mut command) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) if is_help(error.kind()) => error.exit(),
-        Err(error) => Err(one_line(&error.render().to_string())),
+        Err(error) => {
+            let line = one_line(&error.render().to_string());
+            return Err(match guilty_variable(&error, &definition, &args) {
+                Some(variable) => format!("{variable}: {line}"),
+                None => line,
+            });
+        }
+    };
+    if let Command::Serve(args) = &mut command {
+        check_hostname(&matches)?;
+        args.resolve()?;
     }
+    Ok(command)
+}
+
+/// Every variable that is also a flag.
+pub(crate) fn variables() -> Vec<String> {
+    let commands = Cli::command();
+    let args = commands.get_subcommands().flat_map(clap::Command::get_arguments);
+    args.filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned)).collect()
+}
+
+/// The command line as the environment of this process makes it.
+fn definition() -> clap::Command {
+    // The rule that names the variables is told once, and no value of one is ever shown.
+    let unless_empty = |arg: Arg| {
+        let is_empty = arg.get_env().is_some_and(is_empty_variable);
+        let arg = arg.hide_env(true);
+        if is_empty { arg.env(Resettable::Reset) } else { arg }
+    };
+    Cli::command().mut_subcommands(|command| command.mut_args(unless_empty))
+}
+
+/// Compose files and manifests set variables to nothing where they mean none.
+fn is_empty_variable(name: &OsStr) -> bool {
+    let value = std::env::var_os(name);
+    value.is_some_and(|value| value.to_str().is_some_and(|value| value.trim().is_empty()))
 }
 
 fn is_help(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
+}
+
+/// The variable that a wrong value came from; none if a flag gave it.
+fn guilty_variable(
+    error: &clap::Error,
+    definition: &clap::Command,
+    args: &[OsString],
+) -> Option<String> {
+    let Some(ContextValue::String(guilty)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let command = definition.find_subcommand(args.get(1)?)?;
+    let arg = command.get_arguments().find(|arg| arg.to_string() == *guilty)?;
+    let names = |word: &OsString| {
+        let word = word.to_string_lossy();
+        let long = arg.get_long().is_some_and(|long| {
+            let flag = word.split_once('=').map_or(&*word, |(flag, _)| flag);
+            flag.strip_prefix("--") == Some(long)
+        });
+        let short = arg.get_short().is_some_and(|short| {
+            !word.starts_with("--") && word.starts_with('-') && word.contains(short)
+        });
+        long || short
+    };
+    if args.iter().any(names) {
+        return None;
+    }
+    arg.get_env()?.to_str().map(str::to_owned)
+}
+
+/// The variable may hold the name of a machine; who writes the flag means an address.
+fn check_hostname(matches: &ArgMatches) -> Result<(), String> {
+    let Some(serve) = matches.subcommand_matches("serve") else { return Ok(()) };
+    match serve.get_one::<String>("hostname") {
+        Some(hostname)
+            if serve.value_source("hostname") == Some(ValueSource::CommandLine)
+                && listen_address(hostname).is_none() =>
+        {
+            Err(format!("--hostname ({hostname}) must be an IP address or `localhost`"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Inserts `serve` where the first argument is a flag of it, or nothing.
@@ -98,7 +197,6 @@ fn one_line(rendered: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
     use std::time::Duration;
 
     fn parse_words(words: &str) -> Result<Command, String> {
@@ -120,10 +218,10 @@ mod tests {
 
     #[test]
     fn serve_is_meant_where_no_subcommand_stands() {
-        assert_eq!(serve("").port, 3000);
-        assert_eq!(serve("--port 8080").port, 8080);
-        assert_eq!(serve("-p 8081").port, 8081);
-        assert_eq!(serve("serve --port 8082").port, 8082);
+        assert_eq!(serve("").server.port, 3000);
+        assert_eq!(serve("--port 8080").server.port, 8080);
+        assert_eq!(serve("-p 8081").server.port, 8081);
+        assert_eq!(serve("serve --port 8082").server.port, 8082);
         assert!(matches!(parse_words("bench"), Ok(Command::Bench(_))));
         for words in ["download a/b --revision v1", "download-weights a/b"] {
             assert!(matches!(parse_words(words), Ok(Command::Download(_))), "{words}");
@@ -153,6 +251,11 @@ mod tests {
             ("--device cuda", "cuda"),
             ("--dtype int3", "int3"),
             ("bench --url ftp://x", "ftp://x"),
+            ("--hostname my-machine", "--hostname (my-machine)"),
+            ("--cors-allow-origin chat.example.com", "https://chat.example.com"),
+            ("--log-level loud", "loud"),
+            ("--json-output=perhaps", "perhaps"),
+            ("--quantize awq", "--quantize (awq)"),
         ];
         for (words, named) in cases {
             let error = parse_words(words).expect_err(words);
@@ -164,7 +267,8 @@ mod tests {
     #[test]
     fn every_flag_states_its_effect_and_its_default() {
         for command in Cli::command().get_subcommands() {
-            for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+            let is_own = |arg: &&Arg| arg.get_help_heading() != Some(tgi::HEADING);
+            for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()).filter(is_own) {
                 let name = format!("{} --{}", command.get_name(), arg.get_id());
                 let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
                 assert!(help.len() > 20, "{name} has no help");
@@ -179,10 +283,12 @@ mod tests {
 
     #[test]
     fn every_flag_of_serve_and_worker_that_tgi_has_is_also_an_environment_variable() {
-        for command in Cli::command().get_subcommands().filter(|c| c.get_name() != "bench") {
+        let has_variables =
+            |command: &&clap::Command| matches!(command.get_name(), "serve" | "worker");
+        for command in Cli::command().get_subcommands().filter(has_variables) {
             for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
                 let name = arg.get_id().as_str();
-                if matches!(name, "listen" | "follow_stdin" | "help" | "version") {
+                if matches!(name, "listen" | "follow_stdin" | "env" | "help" | "version") {
                     continue;
                 }
                 let variable = arg.get_env().and_then(|env| env.to_str()).map(str::to_owned);
@@ -194,7 +300,7 @@ mod tests {
     #[test]
     fn the_api_key_never_shows_in_debug_output() {
         let args = serve("--api-key s3cret");
-        assert_eq!(args.api_key.as_ref().map(|key| key.0.as_str()), Some("s3cret"));
+        assert_eq!(args.server.api_key.as_ref().map(|key| key.0.as_str()), Some("s3cret"));
         assert!(!format!("{args:?}").contains("s3cret"));
     }
 
@@ -203,7 +309,7 @@ mod tests {
         let args = serve(
             "--model-id /models/tiny --dtype bf16 --load-format dummy --kv-cache-memory 64MiB \
              --max-batch-size 8 --max-batch-prefill-tokens 512 --max-total-tokens 1024 \
-             --log-level debug --json-output",
+             --log-level debug --log-format json --log-colorize off",
         );
         let mut words: Vec<OsString> = vec!["millstream".into(), "worker".into()];
         words.extend(args.model.command_line());
@@ -211,6 +317,44 @@ mod tests {
         words.extend(["--listen".into(), "/tmp/s".into()]);
         let Ok(Command::Worker(worker)) = parse(words) else { panic!("not a worker") };
         assert_eq!(format!("{:?}", worker.model), format!("{:?}", args.model));
-        assert_eq!(format!("{:?}", worker.log), format!("{:?}", args.log));
+        assert_eq!(worker.log.log_level, args.log.log_level);
+        assert_eq!(worker.log.log_colorize, args.log.log_colorize);
+        assert!(worker.log.is_json() && args.log.is_json());
+    }
+    #[test]
+    fn help_fits_80_columns_and_its_groups_stand_in_order() {
+        let mut definition = definition();
+        definition.build();
+        for command in definition.get_subcommands_mut() {
+            for help in [command.render_help(), command.render_long_help()] {
+                let help = help.to_string();
+                let long = help.lines().find(|line| line.chars().count() > 80);
+                assert_eq!(long, None, "{}", command.get_name());
+            }
+        }
+        let serve = definition.find_subcommand_mut("serve").unwrap();
+        let (short, long) = (serve.render_help().to_string(), serve.render_long_help().to_string());
+        let headings = |help: &str| -> Vec<String> {
+            let is_heading = |line: &&str| line.ends_with(':') && !line.starts_with(' ');
+            help.lines().filter(is_heading).map(|line| line.trim_end_matches(':').into()).collect()
+        };
+        let own =
+            ["Options", "Model", "Server", "Limits", "Scheduling", "Sampling defaults", "Logging"];
+        assert_eq!(headings(&short), own);
+        assert_eq!(headings(&long), [&own[..], &[tgi::HEADING]].concat());
+        assert!(long.contains("MAX_TOTAL_TOKENS"), "the variables are not named");
+    }
+
+    #[test]
+    fn a_switch_may_stand_alone_or_say_what_it_is() {
+        for (words, expected) in [
+            ("", false),
+            ("--json-output", true),
+            ("--json-output=off", false),
+            ("--json-output=1 --port 1", true),
+            ("--log-format JSON", true),
+        ] {
+            assert_eq!(serve(words).log.is_json(), expected, "{words}");
+        }
     }
 }

@@ -1,27 +1,67 @@
 //! Flags of `millstream serve`.
 
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
+use millstream_router::Origin;
 
+use super::tgi::TgiArgs;
 use super::values::{Secret, positive_seconds, seconds, secret};
 use super::{LogArgs, ModelArgs};
+
+/// Where Hugging Face's Inference Endpoints put the model.
+const REPOSITORY: &str = "/repository";
 
 /// Flags of `millstream serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-
     /// Branch, tag or commit of a model from the hub. Default: its branch main.
-    #[arg(long, env = "REVISION", value_name = "REVISION", help_heading = "Model")]
+    #[arg(
+        long,
+        env = "REVISION",
+        value_name = "REVISION",
+        help_heading = "Model",
+        display_order = 999
+    )]
     pub(crate) revision: Option<String>,
 
     /// Name under which the API serves the model; requests name it. Default: `millstream-demo`, or
     /// the value of --model-id.
-    #[arg(long, env = "SERVED_MODEL_NAME", value_name = "NAME", help_heading = "Model")]
+    #[arg(
+        long,
+        env = "SERVED_MODEL_NAME",
+        value_name = "NAME",
+        help_heading = "Model",
+        display_order = 1000
+    )]
     pub(crate) served_model_name: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+
+    #[command(flatten)]
+    pub(crate) timeouts: TimeoutArgs,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    /// Keep the keys and values of finished text, so that a prompt which begins like an earlier one
+    /// computes only what is new: true or false.
+    #[arg(long, env = "PREFIX_CACHING", default_value = "true", value_name = "BOOL",
+          value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set,
+          help_heading = "Scheduling")]
+    pub(crate) prefix_caching: bool,
+
+    /// Threads that render and encode prompts, at most.
+    #[arg(long, env = "VALIDATION_WORKERS", default_value_t = 2, value_name = "THREADS",
+          value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Scheduling")]
+    pub(crate) validation_workers: u32,
 
     /// Sampling of requests that do not say: `auto` takes what the model's generation_config.json
     /// recommends (temperature, top_p, .. and its max_new_tokens), `none` (or `vllm`) the defaults
@@ -32,59 +72,69 @@ pub(crate) struct ServeArgs {
         value_enum,
         default_value = "auto",
         value_name = "SOURCE",
-        help_heading = "Model"
+        help_heading = "Sampling defaults"
     )]
     pub(crate) generation_config: GenerationConfig,
 
-    /// Keep the keys and values of finished text, so that a prompt which begins like an earlier one
-    /// computes only what is new: true or false.
-    #[arg(long, env = "PREFIX_CACHING", default_value = "true", value_name = "BOOL",
-          value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set,
-          help_heading = "Model")]
-    pub(crate) prefix_caching: bool,
+    /// Directory of the files that were downloaded from the hub; the variable HF_HUB_CACHE wins over
+    /// it. Default: `hub` in the directory that the variable HF_HOME names.
+    #[arg(long, env = "HUGGINGFACE_HUB_CACHE", value_name = "DIR", help_heading = "Model")]
+    pub(crate) huggingface_hub_cache: Option<String>,
 
-    /// Address to listen on: an IP address or `localhost`; 0.0.0.0 is every interface. Anything
-    /// else, such as the name that Docker and some shells put into HOSTNAME, is warned about and
-    /// means the default.
-    #[arg(
-        long,
-        env = "HOSTNAME",
-        default_value = "127.0.0.1",
-        value_name = "ADDRESS",
-        help_heading = "HTTP"
-    )]
-    pub(crate) hostname: String,
+    /// Directory that is read in place of the model that --model-id names: config.json, weights,
+    /// tokenizer. A --model-id that is a directory itself wins. Default: none.
+    #[arg(long, env = "WEIGHTS_CACHE_OVERRIDE", value_name = "DIR", help_heading = "Model")]
+    pub(crate) weights_cache_override: Option<String>,
 
-    /// TCP port to listen on; 0 takes a free one, which the greeting names.
-    #[arg(
-        short,
-        long,
-        env = "PORT",
-        default_value_t = 3000,
-        value_name = "PORT",
-        help_heading = "HTTP"
-    )]
-    pub(crate) port: u16,
-
-    /// Key that every request but health checks must carry, as `Authorization: Bearer KEY`.
-    /// Default: none, requests are open to all that reach the port.
-    #[arg(long, env = "API_KEY", hide_env_values = true, value_name = "KEY", value_parser = secret,
-          help_heading = "HTTP")]
-    pub(crate) api_key: Option<Secret>,
-
-    /// Size of a request's body, in bytes, at most; larger ones are answered with 413.
-    #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000, value_name = "BYTES",
-          value_parser = clap::value_parser!(u64).range(1..), help_heading = "HTTP")]
-    pub(crate) payload_limit: u64,
-
-    #[command(flatten)]
-    pub(crate) limits: LimitArgs,
-
-    #[command(flatten)]
-    pub(crate) timeouts: TimeoutArgs,
+    /// File to read in place of the model's tokenizer_config.json; the chat template in it, if
+    /// there is one, wins over all of the model's. Default: the model's own.
+    #[arg(long, env = "TOKENIZER_CONFIG_PATH", value_name = "FILE", help_heading = "Model")]
+    pub(crate) tokenizer_config_path: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) log: LogArgs,
+
+    /// Print what `millstream env` prints before anything is started.
+    #[arg(short, long, help_heading = "Logging")]
+    pub(crate) env: bool,
+
+    #[command(flatten)]
+    pub(crate) tgi: TgiArgs,
+}
+
+/// Who can reach the server, and how.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Server")]
+pub(crate) struct ServerArgs {
+    /// Address to listen on: an IP address or `localhost`; 0.0.0.0 is every interface. The variable
+    /// may hold the name of the machine, as Docker and some shells set it: that is no address, and
+    /// means the default. Default: the value of --default-hostname.
+    #[arg(long, env = "HOSTNAME", value_name = "ADDRESS")]
+    pub(crate) hostname: Option<String>,
+
+    /// Address to listen on where HOSTNAME holds none, for container images, which cannot keep the
+    /// name of the container out of that variable. Default: 127.0.0.1.
+    #[arg(long, env = "DEFAULT_HOSTNAME", value_name = "ADDRESS")]
+    pub(crate) default_hostname: Option<IpAddr>,
+
+    /// TCP port to listen on; 0 takes a free one, which the greeting names.
+    #[arg(short, long, env = "PORT", default_value_t = 3000, value_name = "PORT")]
+    pub(crate) port: u16,
+
+    /// Key that every request but health checks and metrics must carry, as `Authorization: Bearer
+    /// KEY`. Default: none, requests are open to all that reach the port.
+    #[arg(long, env = "API_KEY", hide_env_values = true, value_name = "KEY", value_parser = secret)]
+    pub(crate) api_key: Option<Secret>,
+
+    /// Origins whose web pages may read answers, as `https://chat.example.com`; several are
+    /// separated by commas, and * is every one. Default: every one.
+    #[arg(long, env = "CORS_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub(crate) cors_allow_origin: Vec<Origin>,
+
+    /// Where the worker's socket lies: a private directory is made whose name begins so. Default:
+    /// `millstream-` in the directory for temporary files.
+    #[arg(long, env = "SHARD_UDS_PATH", value_name = "PATH")]
+    pub(crate) shard_uds_path: Option<PathBuf>,
 }
 
 /// What one client, and all together, may ask for.
@@ -98,9 +148,19 @@ pub(crate) struct LimitArgs {
 
     /// Longest prompt, in tokens; a longer one is answered with 400. Default: whatever leaves one
     /// token of --max-total-tokens for the output.
-    #[arg(long, alias = "max-input-length", env = "MAX_INPUT_TOKENS", value_name = "TOKENS",
+    #[arg(long, env = "MAX_INPUT_TOKENS", value_name = "TOKENS",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_input_tokens: Option<u32>,
+
+    /// An older name of --max-input-tokens; only one of them may be given. Default: none.
+    #[arg(long, env = "MAX_INPUT_LENGTH", value_name = "TOKENS", hide = true,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    max_input_length: Option<u32>,
+
+    /// Choices that one request may ask for per prompt (`n`), at most.
+    #[arg(long, env = "MAX_BEST_OF", default_value_t = 128, value_name = "CHOICES",
+          value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub(crate) max_best_of: u32,
 
     /// Stop strings that one request may name, at most.
     #[arg(long, env = "MAX_STOP_SEQUENCES", default_value_t = 16, value_name = "STRINGS")]
@@ -115,15 +175,15 @@ pub(crate) struct LimitArgs {
     #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 20, value_name = "TOKENS")]
     pub(crate) max_top_n_tokens: u32,
 
-    /// Threads that render and encode prompts, at most.
-    #[arg(long, env = "VALIDATION_WORKERS", default_value_t = 2, value_name = "THREADS",
-          value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) validation_workers: u32,
+    /// Size of a request's body, in bytes, at most; larger ones are answered with 413.
+    #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000, value_name = "BYTES",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) payload_limit: u64,
 }
 
 /// How long what is waited for.
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Timeouts")]
+#[command(next_help_heading = "Server")]
 pub(crate) struct TimeoutArgs {
     /// Seconds that running streams get to finish after SIGTERM or Ctrl-C; what is left then ends
     /// with an error event.
@@ -164,4 +224,116 @@ pub(crate) enum GenerationConfig {
     /// The API's own defaults.
     #[value(alias = "vllm")]
     None,
+}
+
+impl ServeArgs {
+    /// What the flags mean together; an error where they cannot be meant together.
+    pub(super) fn resolve(&mut self) -> Result<(), String> {
+        self.tgi.check()?;
+        let limits = &mut self.limits;
+        if let (Some(tokens), Some(length)) = (limits.max_input_tokens, limits.max_input_length) {
+            return Err(format!(
+                "MAX_INPUT_LENGTH ({length}) and MAX_INPUT_TOKENS ({tokens}) are both set, and \
+                 mean the same; set only MAX_INPUT_TOKENS"
+            ));
+        }
+        limits.max_input_tokens = limits.max_input_tokens.or(limits.max_input_length);
+        if let (Some(input), Some(total)) = (limits.max_input_tokens, self.model.max_total_tokens)
+            && input >= total
+        {
+            return Err(format!(
+                "MAX_INPUT_TOKENS ({input}) must be less than MAX_TOTAL_TOKENS ({total}), which \
+                 counts prompt and output"
+            ));
+        }
+        if self.model.mock.is_none() {
+            self.choose_model(Path::new(REPOSITORY))?;
+        }
+        Ok(())
+    }
+
+    /// Takes another directory than --model-id names, where the environment means one.
+    fn choose_model(&mut self, repository: &Path) -> Result<(), String> {
+        let model_id = &mut self.model.model_id;
+        if model_id.is_none() && repository.join("config.json").is_file() {
+            *model_id = Some(repository.display().to_string());
+        }
+        let Some(directory) = &self.weights_cache_override else { return Ok(()) };
+        if model_id.as_ref().is_some_and(|model_id| Path::new(model_id).is_dir()) {
+            return Ok(());
+        }
+        if !Path::new(directory).join("config.json").is_file() {
+            return Err(format!(
+                "WEIGHTS_CACHE_OVERRIDE ({directory}) must be a directory that holds config.json"
+            ));
+        }
+        if self.served_model_name.is_none() {
+            self.served_model_name = model_id.take();
+        }
+        *model_id = Some(directory.clone());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        serve: ServeArgs,
+    }
+
+    fn serve(words: &[&str]) -> ServeArgs {
+        Cli::parse_from([&["x"], words].concat()).serve
+    }
+
+    /// What is loaded, and the name that was asked for.
+    fn chosen(words: &[&str], repository: &Path) -> (Option<String>, Option<String>) {
+        let mut args = serve(words);
+        args.choose_model(repository).unwrap();
+        (args.model.model_id, args.served_model_name)
+    }
+
+    #[test]
+    fn a_mounted_repository_is_the_model_where_none_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Some(dir.path().to_str().unwrap().to_owned());
+        assert_eq!(chosen(&[], dir.path()), (None, None));
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        assert_eq!(chosen(&[], dir.path()), (path, None));
+        assert_eq!(chosen(&["--model-id", "a/b"], dir.path()), (Some("a/b".into()), None));
+    }
+
+    #[test]
+    fn an_override_is_read_for_a_model_that_is_no_directory_and_keeps_its_name() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (path, absent) = (dir.path().to_str().unwrap(), Path::new("/absent"));
+        let flag = ["--weights-cache-override", path];
+        let error = serve(&flag).choose_model(absent).unwrap_err();
+        assert!(error.contains("WEIGHTS_CACHE_OVERRIDE") && error.contains(path), "{error}");
+
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        let with = |model_id| chosen(&[&flag[..], &["--model-id", model_id]].concat(), absent);
+        assert_eq!(chosen(&flag, absent), (Some(path.into()), None));
+        assert_eq!(with("org/name"), (Some(path.into()), Some("org/name".into())));
+        let local = other.path().to_str().unwrap();
+        assert_eq!(with(local), (Some(local.into()), None));
+    }
+
+    #[test]
+    fn limits_that_contradict_each_other_are_refused_by_name() {
+        let error = |words: &[&str]| serve(words).resolve().unwrap_err();
+        let both = error(&["--max-input-length", "7", "--max-input-tokens", "8"]);
+        for part in ["MAX_INPUT_LENGTH (7)", "MAX_INPUT_TOKENS (8)"] {
+            assert!(both.contains(part), "{both}");
+        }
+        let order = error(&["--max-input-length", "9", "--max-total-tokens", "9"]);
+        assert!(order.contains("(9) must be less than"), "{order}");
+        let mut older = serve(&["--max-input-length", "7"]);
+        older.resolve().unwrap();
+        assert_eq!(older.limits.max_input_tokens, Some(7));
+    }
 }

@@ -15,7 +15,10 @@ impl fmt::Debug for Secret {
 }
 
 /// Parses any text, and keeps it hidden; an empty one is no key.
+///
+/// Files and vaults end a key with a new line, which no client could send.
 pub(crate) fn secret(text: &str) -> Result<Secret, String> {
+    let text = text.trim();
     if text.is_empty() {
         return Err("must not be empty".into());
     }

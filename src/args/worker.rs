@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::LogArgs;
 use super::values::bytes;
 
 /// Flags of `millstream worker`.
@@ -51,26 +52,30 @@ pub(crate) struct ModelArgs {
 
     /// Memory for keys and values, in bytes or with a unit (512MiB, 8GB): more memory lets more and
     /// longer sequences run at once. Default: taken from the memory that is free after loading.
-    #[arg(long, env = "KV_CACHE_MEMORY", value_name = "BYTES", value_parser = bytes)]
+    #[arg(long, env = "KV_CACHE_MEMORY", value_name = "BYTES", value_parser = bytes,
+          help_heading = "Scheduling")]
     pub(crate) kv_cache_memory: Option<u64>,
 
     /// Sequences that run at once, at most; others wait. Higher is more throughput and slower
     /// single streams.
     #[arg(long, env = "MAX_BATCH_SIZE", default_value_t = 256, value_name = "SEQUENCES",
-          value_parser = clap::value_parser!(u32).range(1..=65_536))]
+          value_parser = clap::value_parser!(u32).range(1..=65_536),
+          help_heading = "Scheduling")]
     pub(crate) max_batch_size: u32,
 
     /// Tokens that one step computes at most: long prompts are cut into chunks of this size, so
     /// lower means smoother streams, higher a sooner first token. Default: timed at start, so that
     /// a full step takes at most 100 ms.
     #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", value_name = "TOKENS",
-          value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+          value_parser = clap::value_parser!(u32).range(1..=1_048_576),
+          help_heading = "Scheduling")]
     pub(crate) max_batch_prefill_tokens: Option<u32>,
 
     /// Longest sequence, prompt and output together, in tokens. Default: what the model and the KV
     /// cache allow.
     #[arg(long, env = "MAX_TOTAL_TOKENS", value_name = "TOKENS",
-          value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
+          value_parser = clap::value_parser!(u32).range(2..=16_777_216),
+          help_heading = "Limits")]
     pub(crate) max_total_tokens: Option<u32>,
 
     /// Serve the mock model instead, for benchmarks of the router and for tests: `key=value` pairs,
@@ -78,20 +83,6 @@ pub(crate) struct ModelArgs {
     #[arg(long, hide = true, value_name = "SETTINGS", num_args = 0..=1, require_equals = true,
           default_missing_value = "", conflicts_with = "model_id")]
     pub(crate) mock: Option<String>,
-}
-
-/// What is logged, and how.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Logs")]
-pub(crate) struct LogArgs {
-    /// Least severe messages that are logged to standard error: error, warn, info, debug or trace;
-    /// also per module, as in `info,millstream_router=debug`.
-    #[arg(long, env = "LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
-    pub(crate) log_level: String,
-
-    /// Log as JSON, one object per line, and leave out the greeting. Default: off.
-    #[arg(long, env = "JSON_OUTPUT", value_parser = clap::builder::BoolishValueParser::new())]
-    pub(crate) json_output: bool,
 }
 
 /// Precision of weights.
@@ -157,17 +148,6 @@ impl ModelArgs {
         words.extend(tokens.map(|tokens| format!("--max-batch-prefill-tokens={tokens}")));
         words.extend(self.max_total_tokens.map(|tokens| format!("--max-total-tokens={tokens}")));
         words.extend(self.mock.as_ref().map(|settings| format!("--mock={settings}")));
-        words.into_iter().map(OsString::from).collect()
-    }
-}
-
-impl LogArgs {
-    /// The flags that make a worker log as its parent does.
-    pub(crate) fn command_line(&self) -> Vec<OsString> {
-        let mut words = vec![format!("--log-level={}", self.log_level)];
-        if self.json_output {
-            words.push("--json-output".into());
-        }
         words.into_iter().map(OsString::from).collect()
     }
 }

@@ -40,7 +40,8 @@ pub(crate) struct Settings {
     /// Without a slash at its end.
     pub(super) endpoint: String,
     pub(super) token: Option<Token>,
-    pub(super) cache: PathBuf,
+    /// The cache of models.
+    pub(crate) cache: PathBuf,
     /// The variable that forbids requests, if one does.
     pub(super) offline: Option<&'static str>,
     pub(super) etag_timeout: Duration,
@@ -83,9 +84,13 @@ impl Default for Retries {
 }
 
 impl Settings {
-    /// Reads the environment of this process.
-    pub(crate) fn from_env() -> Result<Settings, HubError> {
-        Settings::read(&|name| std::env::var(name).ok())
+    /// Reads the environment of this process; `cache` stands for HUGGINGFACE_HUB_CACHE where a
+    /// flag gives it.
+    pub(crate) fn from_env(cache: Option<&str>) -> Result<Settings, HubError> {
+        Settings::read(&|name| match (name, cache) {
+            ("HUGGINGFACE_HUB_CACHE", Some(cache)) => Some(cache.to_owned()),
+            _ => std::env::var(name).ok(),
+        })
     }
 
     pub(super) fn read(variable: &dyn Fn(&str) -> Option<String>) -> Result<Settings, HubError> {

@@ -187,6 +187,8 @@ fn spawn(command: &WorkerCommand) -> Result<Child, LaunchError> {
         // streams finish first.
         .process_group(0)
         .kill_on_drop(true)
+        // Keys are compared by this process alone.
+        .env_remove("API_KEY")
         // Files are downloaded by this process alone.
         .env_remove("HF_TOKEN")
         .env_remove("HUGGING_FACE_HUB_TOKEN")

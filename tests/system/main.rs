@@ -8,6 +8,7 @@
 mod command_line;
 mod common;
 mod determinism;
+mod environment;
 mod failures;
 mod hub;
 mod sampling;

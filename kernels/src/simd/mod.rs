@@ -115,6 +115,17 @@ impl Level {
     }
 }
 
+/// The instructions in which this process computes, in words.
+pub fn instruction_set() -> &'static str {
+    match Level::current() {
+        Level::Portable(_) => "portable",
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(_) => "AVX2, FMA, F16C",
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(_) => "AVX-512 F, AVX2, FMA, F16C",
+    }
+}
+
 #[cfg(test)]
 thread_local! {
     static FORCED: std::cell::Cell<Option<Level>> = const { std::cell::Cell::new(None) };

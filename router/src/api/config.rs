@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use millstream_proto::WorkerInfo;
 
+use super::cors::Origin;
 use crate::engine::core::EngineConfig;
 
 /// Limits of one request and of all together; each is checked where a request enters.
@@ -51,8 +52,10 @@ pub struct RouterConfig {
     pub model_name: String,
     /// Other names that are accepted.
     pub model_aliases: Vec<String>,
-    /// Asked for on every route but health; `None` asks for nothing.
+    /// Asked for on every route but health and metrics; `None` asks for nothing.
     pub api_key: Option<String>,
+    /// Origins whose web pages may read answers; none at all stands for every one.
+    pub cors_allow_origin: Vec<Origin>,
     /// Limits of requests.
     pub limits: RequestLimits,
     /// Prompts that are encoded at a time.
@@ -76,6 +79,7 @@ impl RouterConfig {
             model_name: model_name.into(),
             model_aliases: Vec::new(),
             api_key: None,
+            cors_allow_origin: Vec::new(),
             limits: RequestLimits::default(),
             validation_workers: 2,
             engine,

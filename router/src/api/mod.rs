@@ -11,6 +11,7 @@ mod chat;
 mod chunks;
 mod completions;
 pub(crate) mod config;
+pub(crate) mod cors;
 pub(crate) mod drain;
 pub(crate) mod error;
 mod fields;
@@ -55,8 +56,8 @@ const COMPLETIONS: &str = "/v1/completions";
 /// The paths that are served, as metrics name them.
 const PATHS: &[&str] = &[CHAT, COMPLETIONS, "/v1/models", "/metrics", "/health", "/live", "/ready"];
 
-/// The paths that ask for no key.
-const PUBLIC: &[&str] = &["/health", "/live", "/ready"];
+/// The paths that ask for no key: probes and scrapers have none.
+const PUBLIC: &[&str] = &["/health", "/live", "/ready", "/metrics"];
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 

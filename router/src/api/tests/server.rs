@@ -18,12 +18,12 @@ fn request(method: Method, path: &str) -> Request<Full<Bytes>> {
 }
 
 #[tokio::test]
-async fn every_route_but_health_asks_for_the_key() {
+async fn every_route_but_health_and_metrics_asks_for_the_key() {
     let server =
         start_answering(|config| config.api_key = Some("k-1".into()), |_| "a".into()).await;
     let unknown = ["/", "/v1", "/v1/models/demo", "/v1/none", "/health/", "/HEALTH", "//health"];
     for path in PATHS.iter().copied().chain(unknown) {
-        for method in [Method::GET, Method::POST, Method::DELETE, Method::OPTIONS] {
+        for method in [Method::GET, Method::POST, Method::DELETE] {
             let answer = server.call(request(method.clone(), path)).await;
             let is_public = PUBLIC.contains(&path);
             assert_eq!(answer.status == StatusCode::UNAUTHORIZED, !is_public, "{method} {path}");
@@ -32,7 +32,7 @@ async fn every_route_but_health_asks_for_the_key() {
             }
         }
     }
-    assert_eq!(PUBLIC, ["/health", "/live", "/ready"]);
+    assert_eq!(PUBLIC, ["/health", "/live", "/ready", "/metrics"]);
 }
 
 #[tokio::test]
