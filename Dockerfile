@@ -16,7 +16,7 @@ ARG RUNTIME=debian:${DEBIAN}-slim
 
 FROM rust:1-slim-${DEBIAN} AS sources
 WORKDIR /usr/src/millstream
-COPY Cargo.toml Cargo.lock build.rs ./
+COPY Cargo.toml Cargo.lock ./
 COPY proto proto
 COPY kernels kernels
 COPY backends backends

@@ -10,7 +10,7 @@ use crate::common::{Server, chat, executable};
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/demo/model");
 
 /// The page that tells users what becomes of each variable; its table is the program's own.
-const PAGE: &str = include_str!("../../docs/from-tgi.md");
+const PAGE: &str = include_str!("../../deploy/from-tgi.md");
 
 /// What TGI's launcher takes where nothing is set, and what its image and Docker set.
 const TGI: &[(&str, &str)] = &[

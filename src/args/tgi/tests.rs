@@ -29,7 +29,7 @@ const ENVIRONMENT: &str = "HF_TOKEN HUGGING_FACE_HUB_TOKEN HF_API_TOKEN HF_HOME 
     OMP_NUM_THREADS DISABLE_EXLLAMA EXLLAMA_VERSION MAX_IMAGE_FETCH_SIZE AIP_HTTP_PORT \
     AIP_PREDICT_ROUTE AIP_HEALTH_ROUTE";
 
-const PAGE: &str = "docs/from-tgi.md";
+const PAGE: &str = "deploy/from-tgi.md";
 
 #[derive(Parser)]
 struct Only {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/build.rs");
     // Where the sources come without their history, as in a container's build, the caller names it.
     println!("cargo::rerun-if-env-changed=GIT_SHA");
     let given = std::env::var("GIT_SHA").ok().filter(|commit| !commit.trim().is_empty());
