@@ -3,13 +3,19 @@
 //! A directory's files are mapped, not read: a tensor's pages come in when it is converted, and
 //! nothing of the file stays in memory afterwards. An embedded model is read where it lies.
 //!
-//! Files are input. The header is parsed and checked (sizes, offsets, the file's length) before
-//! anything is allocated; names in an index cannot lead out of the model's directory. Files that
-//! can only be read by running what is in them (pickles) are refused.
+//! Files are input. A header is checked against its file before anything is allocated
+//! ([`header`]); names in an index cannot lead out of the model's directory; an index and its
+//! shards list the same tensors. Files that can only be read by running what is in them (pickles)
+//! are refused.
+
+#[cfg(test)]
+mod fuzz;
+mod header;
 
 use crate::{LoadError, ModelSource};
-use safetensors::tensor::{Dtype, SafeTensors};
-use std::collections::{BTreeMap, BTreeSet};
+use safetensors::tensor::Dtype;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -17,6 +23,10 @@ use std::sync::Arc;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+
+/// The largest index that is read, in bytes: some ten times what a checkpoint of trillions of
+/// parameters needs.
+const MAX_INDEX: u64 = 100_000_000;
 
 /// The tensors of a checkpoint, by name, with their bytes.
 #[derive(Debug)]
@@ -44,10 +54,10 @@ impl Checkpoint {
     /// Opens the checkpoint and checks every header.
     pub(crate) fn open(source: &ModelSource) -> Result<Self, LoadError> {
         if let Some(bytes) = open_file(source, SINGLE)? {
-            let tensors = read_header(SINGLE, bytes)?.collect();
+            let tensors = read_file(SINGLE, bytes)?.collect();
             return Ok(Self { tensors });
         }
-        match source.read(INDEX).map_err(|error| cannot_read(INDEX, error))? {
+        match read_index(source).map_err(|error| cannot_read(INDEX, error))? {
             Some(index) => Self::open_shards(source, &index),
             None => Err(no_weights(source)),
         }
@@ -55,20 +65,32 @@ impl Checkpoint {
 
     fn open_shards(source: &ModelSource, index: &[u8]) -> Result<Self, LoadError> {
         let weight_map = parse_index(index)?;
+        let mut shards: BTreeMap<&str, usize> = BTreeMap::new();
+        for file in weight_map.values() {
+            *shards.entry(file).or_default() += 1;
+        }
         let mut tensors = BTreeMap::new();
-        let files: BTreeSet<&String> = weight_map.values().collect();
-        for file in files {
+        for (file, num_listed) in shards {
             let Some(bytes) = open_file(source, file)? else {
-                return Err(LoadError::Missing { file: file.clone(), model: source.name() });
+                return Err(LoadError::Missing { file: file.to_owned(), model: source.name() });
             };
-            // A tensor counts where the index says it is.
-            let here = |(name, _): &(String, Entry)| weight_map.get(name) == Some(file);
-            tensors.extend(read_header(file, bytes)?.filter(here));
+            let before = tensors.len();
+            for (name, entry) in read_file(file, bytes)? {
+                match weight_map.get(&name) {
+                    Some(listed) if listed == file => tensors.insert(name, entry),
+                    listed => return Err(invalid(file, not_listed_here(&name, listed))),
+                };
+            }
+            if tensors.len() - before < num_listed {
+                let absent = |(name, shard): &(&String, &String)| {
+                    *shard == file && !tensors.contains_key(*name)
+                };
+                let name = weight_map.iter().find(absent).map_or("", |(name, _)| name);
+                let reason = format!("tensor `{name}` is missing, which {INDEX} says it holds");
+                return Err(invalid(file, reason));
+            }
         }
-        match weight_map.keys().find(|name| !tensors.contains_key(*name)) {
-            Some(name) => Err(invalid(INDEX, format!("tensor `{name}` is not where it says"))),
-            None => Ok(Self { tensors }),
-        }
+        Ok(Self { tensors })
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Entry> {
@@ -126,23 +148,37 @@ fn map(file: &File) -> io::Result<Bytes> {
     Ok(Bytes::Mapped(map))
 }
 
-/// The tensors that a file's header lists; the header agrees with itself and with the file.
-fn read_header(
+/// The tensors of a file.
+fn read_file(
     file: &str,
     bytes: Bytes,
 ) -> Result<impl Iterator<Item = (String, Entry)> + use<>, LoadError> {
-    let (header_len, metadata) = SafeTensors::read_metadata(bytes.as_slice())
-        .map_err(|error| invalid(file, format!("not a whole safetensors file: {error}")))?;
-    let data_start = header_len + size_of::<u64>();
+    let header = header::read(bytes.as_slice()).map_err(|reason| invalid(file, reason))?;
     let bytes = Arc::new(bytes);
-    let tensors = metadata.tensors().into_iter().map(|(name, info)| {
-        let (begin, end) = info.data_offsets;
-        let range = data_start + begin..data_start + end;
-        let file = bytes.clone();
-        (name, Entry { dtype: info.dtype, shape: info.shape.clone(), file, range })
-    });
-    let tensors: Vec<_> = tensors.collect();
-    Ok(tensors.into_iter())
+    Ok(header.into_iter().map(move |(name, tensor)| {
+        let header::Tensor { dtype, shape, range } = tensor;
+        (name, Entry { dtype, shape, file: Arc::clone(&bytes), range })
+    }))
+}
+
+/// The index's bytes, or `None` if the model has no index.
+fn read_index(source: &ModelSource) -> io::Result<Option<Cow<'static, [u8]>>> {
+    if let Some(path) = source.path(INDEX)?
+        && let Ok(metadata) = std::fs::metadata(path)
+        && metadata.len() > MAX_INDEX
+    {
+        let reason = format!("its length ({}) exceeds the limit of {MAX_INDEX}", metadata.len());
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+    }
+    source.read(INDEX)
+}
+
+/// Why a shard's tensor is not the one that the index lists, if it lists it at all.
+fn not_listed_here(name: &str, listed: Option<&String>) -> String {
+    match listed {
+        Some(shard) => format!("holds tensor `{name}`, which {INDEX} places in `{shard}`"),
+        None => format!("holds tensor `{name}`, which {INDEX} does not list"),
+    }
 }
 
 /// `weight_map` of an index: tensor name to file name.
@@ -171,10 +207,19 @@ fn no_weights(source: &ModelSource) -> LoadError {
     let ModelSource::Directory(directory) = source else { return missing };
     let Ok(files) = std::fs::read_dir(directory) else { return missing };
     let names = files.filter_map(|file| file.ok()?.file_name().into_string().ok());
-    let is_pickle = |name: &String| {
-        [".bin", ".pt", ".pth", ".ckpt", ".pkl"].iter().any(|end| name.ends_with(end))
+    let is_weights = |name: &String| {
+        [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl"]
+            .iter()
+            .any(|end| name.ends_with(end))
     };
-    match names.filter(is_pickle).min() {
+    match names.filter(is_weights).min() {
+        Some(name) if name.ends_with(".safetensors") => invalid(
+            SINGLE,
+            format!(
+                "missing, and so is {INDEX}; the model has `{name}`, which only they say how to \
+                 read; use the checkpoint in the layout of Transformers"
+            ),
+        ),
         Some(name) => invalid(
             &name,
             "a pickle can run code when it is read, so it is refused; convert the weights to \
@@ -243,8 +288,7 @@ mod tests {
         let sharded = directory(&[
             (INDEX, &map),
             ("m-1.safetensors", &file(&[("a", 3)])),
-            // A second copy where the index does not say is not looked at.
-            ("m-2.safetensors", &file(&[("b", 5), ("a", 1)])),
+            ("m-2.safetensors", &file(&[("b", 5)])),
         ]);
         for directory in [single, sharded] {
             let checkpoint = open(directory.path()).unwrap();
@@ -257,36 +301,51 @@ mod tests {
     #[test]
     fn broken_files_are_refused_with_the_file_and_the_rule() {
         let good = file(&[("a", 3)]);
-        let mut longer = good.clone();
-        longer.push(0);
-        let mut huge_header = good.clone();
-        huge_header[..8].copy_from_slice(&u64::MAX.to_le_bytes());
-        let overflow =
-            br#"{"a":{"dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,0]}}"#;
-        let mut overflowing = (overflow.len() as u64).to_le_bytes().to_vec();
-        overflowing.extend(overflow);
-        let escaping = index(&json!({"a": "../m.safetensors"}));
-        let elsewhere = index(&json!({"a": "m.bin"}));
-        let absent = index(&json!({"a": "m.safetensors"}));
-        let misplaced = index(&json!({"a": "m.safetensors", "b": "m.safetensors"}));
+        let shard = "m.safetensors";
+        let both = file(&[("a", 3), ("b", 1)]);
+        let placed = |map: serde_json::Value| index(&map);
+        let escaping = placed(json!({"a": "../m.safetensors"}));
+        let elsewhere = placed(json!({"a": "m.bin"}));
+        let in_shard = placed(json!({"a": shard}));
+        let in_two = placed(json!({"a": shard, "b": "n.safetensors"}));
+        let missing = placed(json!({"a": shard, "b": shard}));
         let cases: &[(&[File<'_>], &str)] = &[
-            (&[(SINGLE, &good[..good.len() - 1])], "`model.safetensors`: not a whole safetensors"),
-            (&[(SINGLE, &longer)], "`model.safetensors`: not a whole safetensors file"),
-            (&[(SINGLE, &huge_header)], "`model.safetensors`: not a whole safetensors file"),
-            (&[(SINGLE, &overflowing)], "`model.safetensors`: not a whole safetensors file"),
-            (&[(SINGLE, b"")], "model.safetensors"),
+            (&[(SINGLE, &good[..good.len() - 1])], "`model.safetensors`: tensor `a`: data_offsets"),
+            (&[(SINGLE, b"")], "`model.safetensors`: the file has 0 bytes"),
             (&[(INDEX, b"{}")], "missing field `weight_map`"),
             (&[(INDEX, &escaping)], "is in `../m.safetensors`, which is not the name of a shard"),
             (&[(INDEX, &elsewhere)], "is in `m.bin`, which is not the name of a shard"),
-            (&[(INDEX, &absent)], "`m.safetensors` is missing from"),
-            (&[(INDEX, &misplaced), ("m.safetensors", &good)], "tensor `b` is not where it says"),
+            (&[(INDEX, &in_shard)], "`m.safetensors` is missing from"),
+            (
+                &[(INDEX, &missing), (shard, &good)],
+                "`m.safetensors`: tensor `b` is missing, which model.safetensors.index.json says",
+            ),
+            (
+                &[(INDEX, &in_shard), (shard, &both)],
+                "`m.safetensors`: holds tensor `b`, which model.safetensors.index.json does not",
+            ),
+            (
+                &[(INDEX, &in_two), (shard, &both), ("n.safetensors", &good)],
+                "`m.safetensors`: holds tensor `b`, which model.safetensors.index.json places in \
+                 `n.safetensors`",
+            ),
             (&[("pytorch_model.bin", b"")], "`pytorch_model.bin`: a pickle can run code"),
             (&[("consolidated.00.pth", b"")], "convert the weights to safetensors"),
+            (&[("consolidated.safetensors", b"")], "the model has `consolidated.safetensors`"),
             (&[], "`model.safetensors` is missing from"),
         ];
         for (files, want) in cases {
             let error = open(directory(files).path()).unwrap_err().to_string();
             assert!(error.contains(want), "{error} should say {want}");
         }
+    }
+
+    #[test]
+    fn an_index_that_no_checkpoint_needs_is_not_read() {
+        let directory = directory(&[]);
+        let index = std::fs::File::create(directory.path().join(INDEX)).unwrap();
+        index.set_len(MAX_INDEX + 1).unwrap();
+        let error = open(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("its length (100000001) exceeds the limit of"), "{error}");
     }
 }
