@@ -13,7 +13,6 @@ mod logging;
 mod model;
 mod serve;
 mod signals;
-mod tokenizer_config;
 mod worker;
 
 use std::process::ExitCode;

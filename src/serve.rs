@@ -15,7 +15,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use millstream_backends::ModelSource;
 use millstream_proto::WorkerInfo;
-use millstream_router::text::TextModel;
+use millstream_router::text::{TextModel, TextOverrides};
 use millstream_router::{EngineConfig, RequestLimits, RouterConfig, WorkerLink};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -25,7 +25,6 @@ use tracing::{info, warn};
 use crate::args::{GenerationConfig, LoadFormat, ModelArgs, ServeArgs, ServerArgs, listen_address};
 use crate::banner::Banner;
 use crate::launcher::{self, KillSwitch, RestartPolicy, WorkerCommand};
-use crate::tokenizer_config::TokenizerConfig;
 use crate::{demo, environment, hub, logging, model, signals};
 
 /// Serves until a signal asks for the end, or nothing can be served.
@@ -75,11 +74,9 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     });
 
     let allows_no_tokenizer = args.model.load_format == LoadFormat::Dummy;
-    let override_config = args.tokenizer_config_path.as_deref().map(TokenizerConfig::read);
-    let override_config = override_config.transpose()?;
-    let text = tokio::task::spawn_blocking(move || {
-        load_text(source, override_config.as_ref(), allows_no_tokenizer)
-    });
+    let overrides = text_overrides(&args)?;
+    let text =
+        tokio::task::spawn_blocking(move || load_text(source, overrides, allows_no_tokenizer));
     let generation_config = args.generation_config;
     let config = router_config(args, address);
     let router = async {
@@ -205,22 +202,33 @@ fn worker_command(
     })
 }
 
+/// What the operator says in the place of the model's files for text.
+fn text_overrides(args: &ServeArgs) -> anyhow::Result<TextOverrides> {
+    let tokenizer_config = match &args.tokenizer_config_path {
+        None => None,
+        Some(path) => {
+            let name = format!("TOKENIZER_CONFIG_PATH ({})", path.display());
+            let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}"))?;
+            Some((name, bytes))
+        }
+    };
+    let chat_template_kwargs = args.chat_template_kwargs.clone().unwrap_or_default();
+    Ok(TextOverrides { tokenizer_config, chat_template_kwargs })
+}
+
 /// The tokenizer's side of the model; without a model, bytes and numbers stand for tokens.
 fn load_text(
     source: Option<ModelSource>,
-    override_config: Option<&TokenizerConfig>,
+    overrides: TextOverrides,
     allows_no_tokenizer: bool,
 ) -> anyhow::Result<TextModel> {
     let Some(source) = source else { return Ok(TextModel::bytes_fallback()) };
-    let read = |name: &str| match override_config.and_then(|config| config.file(name)) {
-        Some(file) => Ok(file),
-        None => source.read(name).map(|file| file.map(|bytes| bytes.into_owned())),
-    };
+    let read = |name: &str| source.read(name).map(|file| file.map(|bytes| bytes.into_owned()));
     if allows_no_tokenizer && read("tokenizer.json")?.is_none() {
         warn!("the model has no tokenizer.json, texts are read and written as bytes");
         return Ok(TextModel::bytes_fallback());
     }
-    TextModel::load(&read)
+    TextModel::load_with(&read, overrides)
         .with_context(|| format!("cannot read the texts' side of {}", source.name()))
 }
 

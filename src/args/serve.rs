@@ -7,9 +7,10 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use millstream_router::Origin;
+use serde_json::{Map, Value};
 
 use super::tgi::TgiArgs;
-use super::values::{Secret, positive_seconds, seconds, secret};
+use super::values::{Secret, json_object, positive_seconds, seconds, secret};
 use super::{LogArgs, ModelArgs};
 
 /// Where Hugging Face's Inference Endpoints put the model.
@@ -90,6 +91,11 @@ pub(crate) struct ServeArgs {
     /// there is one, wins over all of the model's. Default: the model's own.
     #[arg(long, env = "TOKENIZER_CONFIG_PATH", value_name = "FILE", help_heading = "Model")]
     pub(crate) tokenizer_config_path: Option<PathBuf>,
+
+    /// Variables that chat templates see where a request does not set them in its
+    /// chat_template_kwargs, as a JSON object: {"enable_thinking": false}. Default: none.
+    #[arg(long, value_name = "JSON", value_parser = json_object, help_heading = "Model")]
+    pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
 
     #[command(flatten)]
     pub(crate) log: LogArgs,

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use serde_json::{Map, Value};
+
 /// A value that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(pub(crate) String);
@@ -54,6 +56,15 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     Ok(total as u64)
 }
 
+/// Parses a JSON object.
+pub(crate) fn json_object(text: &str) -> Result<Map<String, Value>, String> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err("expected a JSON object, such as {\"enable_thinking\": false}".to_owned()),
+        Err(error) => Err(format!("is not JSON: {error}")),
+    }
+}
+
 /// Parses a number of seconds, fractions allowed.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 =
@@ -101,6 +112,13 @@ pub(crate) fn listen_address(text: &str) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_object_is_an_object_of_json() {
+        assert_eq!(json_object(r#"{"a": false}"#).unwrap()["a"], false);
+        assert!(json_object("[1]").unwrap_err().starts_with("expected a JSON object"));
+        assert!(json_object("{").unwrap_err().starts_with("is not JSON: EOF"));
+    }
 
     #[test]
     fn memory_is_read_with_decimal_and_binary_units() {

@@ -86,7 +86,7 @@ impl Conversation {
         let prompt = text
             .render_chat(&prompt)
             .map_err(|error| ApiError::field("messages", format!("cannot be rendered: {error}")))?;
-        text.encode(&prompt, self.add_special_tokens)
+        text.encode_chat(&prompt, self.add_special_tokens)
             .map_err(|error| ApiError::field("messages", format!("cannot be encoded: {error}")))
     }
 }

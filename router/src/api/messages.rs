@@ -1,7 +1,8 @@
 //! The messages of a conversation, from OpenAI's form to the one that chat templates read.
 //!
-//! A template sees strings as contents and objects as arguments of tool calls, as Transformers
-//! would show them. What a template cannot see is refused by name.
+//! Contents become strings. The arguments of tool calls are checked to be JSON objects and stay as
+//! the client wrote them: which form a template reads is known where it is rendered. What a
+//! template cannot see is refused by name.
 
 use serde_json::{Map, Value};
 
@@ -109,19 +110,23 @@ fn read_tool_calls(at: &str, calls: Value) -> Result<Value, ApiError> {
             Some(other) => return Err(must_be(&format!("{at}.name"), "a string", other)),
             None => return Err(ApiError::field(format!("{at}.name"), "must be given")),
         }
-        let arguments = match function.get("arguments") {
-            None | Some(Value::Null) => Value::Object(Map::new()),
-            Some(Value::String(json)) if json.trim().is_empty() => Value::Object(Map::new()),
-            Some(Value::String(json)) => serde_json::from_str(json).unwrap_or(Value::Null),
-            Some(other) => other.clone(),
-        };
-        if !arguments.is_object() {
-            let given = function.get("arguments").unwrap_or(&Value::Null);
-            return Err(must_be(&format!("{at}.arguments"), "a JSON object as a string", given));
+        let arguments = function.entry("arguments").or_insert(Value::Null);
+        if !is_arguments(arguments) {
+            let at = format!("{at}.arguments");
+            return Err(must_be(&at, "a JSON object as a string", arguments));
         }
-        function.insert("arguments".into(), arguments);
     }
     Ok(Value::Array(calls))
+}
+
+/// Whether these are a call's arguments: an object, as text or as it is, or nothing.
+fn is_arguments(arguments: &Value) -> bool {
+    match arguments {
+        Value::Null | Value::Object(_) => true,
+        Value::String(text) if text.trim().is_empty() => true,
+        Value::String(text) => serde_json::from_str(text).is_ok_and(|json: Value| json.is_object()),
+        _ => false,
+    }
 }
 
 fn list(names: &[&str]) -> String {
@@ -139,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_sees_strings_as_contents_and_objects_as_arguments() {
+    fn contents_become_strings_and_arguments_stay_as_they_are() {
         let call = |arguments: Value| json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}});
         let cases = [
             (json!({"role": "user", "content": "a"}), json!({"role": "user", "content": "a"})),
@@ -149,11 +154,11 @@ mod tests {
             ),
             (
                 json!({"role": "assistant", "content": null, "tool_calls": [call(json!("{\"x\": 1}"))]}),
-                json!({"role": "assistant", "content": "", "tool_calls": [call(json!({"x": 1}))]}),
+                json!({"role": "assistant", "content": "", "tool_calls": [call(json!("{\"x\": 1}"))]}),
             ),
             (
-                json!({"role": "assistant", "tool_calls": [call(json!(""))], "audio": null}),
-                json!({"role": "assistant", "content": "", "tool_calls": [call(json!({}))]}),
+                json!({"role": "assistant", "tool_calls": [call(json!({"x": 1})), call(json!("")), call(json!(null))], "audio": null}),
+                json!({"role": "assistant", "content": "", "tool_calls": [call(json!({"x": 1})), call(json!("")), call(json!(null))]}),
             ),
             (
                 json!({"role": "tool", "content": "4", "tool_call_id": "c", "name": null}),

@@ -86,7 +86,7 @@ impl GenerationDefaults {
             ("config.json", "text_config.eos_token_id", &config["text_config"]["eos_token_id"]),
         ] {
             let ids = token_ids(value).ok_or_else(|| TextError::Invalid {
-                file,
+                file: file.to_owned(),
                 reason: format!("{key} must be a token id or a list of these, not {value}"),
             })?;
             ids.into_iter().for_each(|id| defaults.add_eos_token_id(Some(id)));

@@ -21,7 +21,7 @@ mod tokenizer;
 use std::io;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tracing::warn;
 
 pub use decode::Decoder;
@@ -32,7 +32,7 @@ pub use stop::StopMatcher;
 pub use template::{ChatPrompt, TemplateError};
 
 use defaults::Ignored;
-use template::{ChatTemplates, TemplateFiles};
+use template::{ChatTemplates, Globals, JsonFile};
 use tokenizer::TextTokenizer;
 
 /// Reads one file of a checkpoint by name; `None` where the checkpoint has no such file.
@@ -43,6 +43,19 @@ pub struct TextModel {
     tokenizer: Arc<TextTokenizer>,
     templates: Option<ChatTemplates>,
     defaults: GenerationDefaults,
+    /// The id that begins a text, where the checkpoint names one.
+    bos_token_id: Option<u32>,
+}
+
+/// What an operator says in place of a checkpoint's own files.
+#[derive(Clone, Debug, Default)]
+pub struct TextOverrides {
+    /// A file to read instead of `tokenizer_config.json`: its name, for messages, and its
+    /// content. Its chat template goes before all others.
+    pub tokenizer_config: Option<(String, Vec<u8>)>,
+    /// Variables that chat templates see where a request does not set them
+    /// (`{"enable_thinking": false}`).
+    pub chat_template_kwargs: Map<String, Value>,
 }
 
 /// Why a checkpoint's text files, or a text, could not be used.
@@ -52,24 +65,27 @@ pub enum TextError {
     #[error("cannot read {file}: {source}")]
     Read {
         /// The file's name in the checkpoint.
-        file: &'static str,
+        file: String,
         /// What the system said.
         source: io::Error,
     },
     /// A file is there, and says something that we cannot use.
     #[error("{file} is not usable: {reason}")]
     Invalid {
-        /// The file's name in the checkpoint.
-        file: &'static str,
+        /// The file's name in the checkpoint, or as it was given.
+        file: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// The checkpoint has no tokenizer.
+    /// The checkpoint has no tokenizer that can be read.
     #[error(
-        "the checkpoint has no tokenizer.json; convert its tokenizer with Transformers \
+        "the checkpoint has no tokenizer.json{found}; convert its tokenizer with Transformers \
          (AutoTokenizer.from_pretrained(..).save_pretrained(..)) and start again"
     )]
-    NoTokenizer,
+    NoTokenizer {
+        /// What it has instead, in words that follow the file's name; or nothing.
+        found: String,
+    },
     /// The tokenizer refused a text.
     #[error("cannot encode the text: {0}")]
     Encode(String),
@@ -81,11 +97,28 @@ impl TextModel {
     /// `tokenizer_config.json` or `chat_template.json`), `generation_config.json` and
     /// `config.json`; all but the first may be missing.
     pub fn load(read: &ReadFile<'_>) -> Result<TextModel, TextError> {
-        let json = read_file(read, "tokenizer.json")?.ok_or(TextError::NoTokenizer)?;
+        Self::load_with(read, TextOverrides::default())
+    }
+
+    /// As [`load`](Self::load), where the operator has a word.
+    pub fn load_with(
+        read: &ReadFile<'_>,
+        overrides: TextOverrides,
+    ) -> Result<TextModel, TextError> {
+        let Some(json) = read_file(read, "tokenizer.json")? else { return Err(no_tokenizer(read)) };
         let tokenizer = TextTokenizer::from_json(&json)?;
-        let tokenizer_config = read_json(read, "tokenizer_config.json")?;
-        let special_tokens_map = read_json(read, "special_tokens_map.json")?;
-        let special_tokens = template::special_tokens(&special_tokens_map, &tokenizer_config);
+        let given = match &overrides.tokenizer_config {
+            Some((name, bytes)) => Some((name.as_str(), parse_json(name, bytes)?)),
+            None => None,
+        };
+        let own_config = match given {
+            Some(_) => Value::Null,
+            None => read_json(read, "tokenizer_config.json")?,
+        };
+        let config = given.as_ref().map_or(&own_config, |(_, given)| given);
+        let special_tokens =
+            template::special_tokens(&read_json(read, "special_tokens_map.json")?, config);
+        let token_id = |key| tokenizer.token_id(special_tokens.get(key)?.as_str()?);
         let (mut defaults, ignored) = GenerationDefaults::read(
             &read_json(read, "generation_config.json")?,
             &read_json(read, "config.json")?,
@@ -95,16 +128,18 @@ impl TextModel {
         }
         // A base checkpoint's configuration often names the end of the document, its tokenizer
         // the end of the turn: both end a sequence.
-        let eos = special_tokens.get("eos_token").and_then(Value::as_str);
-        defaults.add_eos_token_id(eos.and_then(|token| tokenizer.token_id(token)));
+        defaults.add_eos_token_id(token_id("eos_token"));
+        let bos_token_id = token_id("bos_token");
 
-        let files = TemplateFiles {
-            default: read_text(read, "chat_template.jinja")?,
-            tool_use: read_text(read, "additional_chat_templates/tool_use.jinja")?,
-            json: vec![tokenizer_config, read_json(read, "chat_template.json")?],
-        };
-        let templates = ChatTemplates::load(files, special_tokens)?;
-        Ok(TextModel { tokenizer: Arc::new(tokenizer), templates, defaults })
+        let processor = read_json(read, "chat_template.json")?;
+        let given = given.as_ref().map(|(name, json)| JsonFile { name, json });
+        let own = [
+            JsonFile { name: "tokenizer_config.json", json: &own_config },
+            JsonFile { name: "chat_template.json", json: &processor },
+        ];
+        let globals = Globals { special_tokens, kwargs: overrides.chat_template_kwargs };
+        let templates = ChatTemplates::load(read, given, own, globals)?;
+        Ok(TextModel { tokenizer: Arc::new(tokenizer), templates, defaults, bos_token_id })
     }
 
     /// For dummy weights without a tokenizer: an id below 256 is that byte, any other id reads
@@ -114,6 +149,7 @@ impl TextModel {
             tokenizer: Arc::new(TextTokenizer::bytes()),
             templates: None,
             defaults: GenerationDefaults::default(),
+            bos_token_id: None,
         }
     }
 
@@ -121,6 +157,20 @@ impl TextModel {
     /// a rendered chat already holds what its template wants, so it passes `false`.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
         self.tokenizer.encode(text, add_special_tokens)
+    }
+
+    /// The ids of a rendered chat. A BOS that the template wrote and the tokenizer adds as well
+    /// stands there once.
+    pub fn encode_chat(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        let mut ids = self.tokenizer.encode(text, add_special_tokens)?;
+        if add_special_tokens
+            && let (Some(bos), [first, second, ..]) = (self.bos_token_id, ids.as_slice())
+            && *first == bos
+            && *second == bos
+        {
+            ids.remove(0);
+        }
+        Ok(ids)
     }
 
     /// The prompt that the model's chat template makes of a conversation.
@@ -163,27 +213,47 @@ impl TextModel {
     }
 }
 
-fn read_file(read: &ReadFile<'_>, file: &'static str) -> Result<Option<Vec<u8>>, TextError> {
-    read(file).map_err(|source| TextError::Read { file, source })
+fn read_file(read: &ReadFile<'_>, file: &str) -> Result<Option<Vec<u8>>, TextError> {
+    read(file).map_err(|source| TextError::Read { file: file.to_owned(), source })
 }
 
-fn read_text(read: &ReadFile<'_>, file: &'static str) -> Result<Option<String>, TextError> {
+fn read_text(read: &ReadFile<'_>, file: &str) -> Result<Option<String>, TextError> {
     let Some(bytes) = read_file(read, file)? else { return Ok(None) };
     String::from_utf8(bytes)
         .map(Some)
-        .map_err(|error| TextError::Invalid { file, reason: error.to_string() })
+        .map_err(|error| TextError::Invalid { file: file.to_owned(), reason: error.to_string() })
 }
 
 /// A JSON file; `Null` where it is missing, so that every lookup in it finds nothing.
-fn read_json(read: &ReadFile<'_>, file: &'static str) -> Result<Value, TextError> {
-    let Some(bytes) = read_file(read, file)? else { return Ok(Value::Null) };
-    serde_json::from_slice(&bytes)
-        .map_err(|error| TextError::Invalid { file, reason: error.to_string() })
+fn read_json(read: &ReadFile<'_>, file: &str) -> Result<Value, TextError> {
+    read_file(read, file)?.map_or(Ok(Value::Null), |bytes| parse_json(file, &bytes))
+}
+
+fn parse_json(file: &str, bytes: &[u8]) -> Result<Value, TextError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| TextError::Invalid { file: file.to_owned(), reason: error.to_string() })
+}
+
+/// Tokenizers in other forms: a file that shows it, and what it is.
+const OTHER_TOKENIZERS: [(&str, &str); 6] = [
+    ("tokenizer.model", "a SentencePiece model"),
+    ("spiece.model", "a SentencePiece model"),
+    ("sentencepiece.bpe.model", "a SentencePiece model"),
+    ("tekken.json", "Mistral's own format"),
+    ("tiktoken.model", "a tiktoken vocabulary"),
+    ("vocab.json", "a vocabulary that does not say how text is cut into words"),
+];
+
+fn no_tokenizer(read: &ReadFile<'_>) -> TextError {
+    let is_there = |file: &str| read(file).is_ok_and(|bytes| bytes.is_some());
+    let other = OTHER_TOKENIZERS.iter().find(|(file, _)| is_there(file));
+    let found = other.map_or(String::new(), |(file, kind)| format!(", only {file} ({kind})"));
+    TextError::NoTokenizer { found }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Map, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -250,6 +320,15 @@ mod tests {
         for (files, expected) in [
             (vec![], "the checkpoint has no tokenizer.json; convert"),
             (
+                vec![("tokenizer.model", String::new())],
+                "the checkpoint has no tokenizer.json, only tokenizer.model (a SentencePiece \
+                 model); convert its tokenizer with Transformers",
+            ),
+            (
+                vec![tokenizer.clone(), ("chat_template.jinja", "{% if %}".to_owned())],
+                "chat_template.jinja is not usable: the chat template does not compile: line 1: ",
+            ),
+            (
                 vec![tokenizer.clone(), ("config.json", "{".to_owned())],
                 "config.json is not usable: ",
             ),
@@ -264,6 +343,43 @@ mod tests {
         let unreadable = |_: &str| Err(io::Error::other("no disk"));
         let error = TextModel::load(&unreadable).err().unwrap().to_string();
         assert_eq!(error, "cannot read tokenizer.json: no disk");
+    }
+
+    #[test]
+    fn an_operator_goes_before_the_checkpoint_and_a_request_before_both() {
+        let config = json!({ "eos_token": "</s>", "chat_template": "{{ mood }}{{ eos_token }}" });
+        let overrides = TextOverrides {
+            tokenizer_config: Some(("/etc/config.json".to_owned(), config.to_string().into())),
+            chat_template_kwargs: Map::from_iter([("mood".to_owned(), "calm".into())]),
+        };
+        let files = [
+            ("tokenizer.json", testing::sentencepiece()),
+            ("tokenizer_config.json", json!({ "eos_token": "<s>" }).to_string()),
+            ("chat_template.jinja", "own".to_owned()),
+        ];
+        let read = |name: &str| {
+            let file = files.iter().find(|(file, _)| *file == name);
+            Ok(file.map(|(_, content)| content.clone().into_bytes()))
+        };
+        let model = TextModel::load_with(&read, overrides).unwrap();
+        assert_eq!(model.generation_defaults().eos_token_ids, [2]);
+        for (kwargs, expected) in [(json!({}), "calm</s>"), (json!({ "mood": "wild" }), "wild</s>")]
+        {
+            let prompt = ChatPrompt {
+                messages: &[json!({ "role": "user", "content": "Hi" })],
+                tools: None,
+                add_generation_prompt: true,
+                continue_final_message: false,
+                kwargs: kwargs.as_object().unwrap(),
+            };
+            assert_eq!(model.render_chat(&prompt).unwrap(), expected);
+        }
+        let broken = TextOverrides {
+            tokenizer_config: Some(("/etc/config.json".to_owned(), b"{".to_vec())),
+            ..TextOverrides::default()
+        };
+        let error = TextModel::load_with(&read, broken).err().unwrap().to_string();
+        assert!(error.starts_with("/etc/config.json is not usable: EOF"), "{error}");
     }
 
     #[test]

@@ -5,15 +5,24 @@
 //! and globals are those of Transformers' `apply_chat_template`: `trim_blocks`, `lstrip_blocks`,
 //! no escaping, lenient undefined values, loop controls.
 //!
-//! What Jinja2 has and minijinja lacks stands in `template/`: string methods, `tojson`, dates; and
-//! what clients write in another way than templates expect: `messages.rs`. Four things are still
-//! missing: `%` on strings, the unary plus, `kwargs` and `varargs` inside macros, and the filters
-//! for HTML pages. Dates are in UTC.
+//! What Jinja2 does in another way than minijinja stands in `template/`: its reading of the text
+//! ([`source`]), string methods, filters, `tojson`, dates; and what clients write in another way
+//! than templates expect ([`forms`], [`messages`]). Still missing, each an error that names it:
+//! `%` on strings, the unary plus, `kwargs` and `varargs` inside macros, arithmetic on booleans,
+//! methods that change a list or a mapping, and the filters for HTML pages. Different without an
+//! error: `safe` and `escape` give plain strings; a loop over the characters of a string knows no
+//! `loop.last`; a slice with a negative step and an end (`x[-1:0:-1]`) takes one element too many;
+//! a macro's default does not see its other arguments; `x.items` is the key `items` where there is
+//! one, and the method in Python; dates are in UTC. More lenient: `none` can be looped over.
 
+mod files;
+mod forms;
 mod functions;
 mod json;
 mod messages;
 mod methods;
+mod source;
+mod strings;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -23,9 +32,12 @@ use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value};
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 
-use super::TextError;
+use super::{ReadFile, TextError};
+use files::{DEFAULT, Source, TOOL_USE};
+pub(super) use files::{JsonFile, special_tokens};
+use forms::Forms;
 use functions::Raised;
 
 /// Steps that one rendering may take: some hundred times what a long conversation needs.
@@ -55,9 +67,6 @@ pub enum TemplateError {
     /// The model has no chat template.
     #[error("this model has no chat template; use the completions endpoint")]
     NoTemplate,
-    /// The model's chat template does not compile.
-    #[error("the model's chat template is not usable: {0}")]
-    Unusable(String),
     /// The template itself refused the conversation (`raise_exception`).
     #[error("{0}")]
     Raised(String),
@@ -77,113 +86,60 @@ pub(super) struct ChatTemplates {
     environment: Environment<'static>,
     /// Whether there is a template for conversations with tools.
     has_tool_use: bool,
-    /// Why the template is not usable, where it is not.
-    broken: Option<String>,
-    content_form: ContentForm,
+    forms: Forms,
     special_tokens: Map<String, Json>,
+    /// What every template sees unless the request says otherwise.
+    kwargs: Map<String, Json>,
 }
 
-/// How a template can read the content of a message.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum ContentForm {
-    /// A string or a list of parts.
-    Any,
-    /// A string only.
-    Text,
-    /// A list of parts only.
-    Parts,
+/// What every rendering of a checkpoint's templates sees.
+pub(super) struct Globals {
+    /// `bos_token` and the like.
+    pub(super) special_tokens: Map<String, Json>,
+    /// The operator's own variables, which a request's go before.
+    pub(super) kwargs: Map<String, Json>,
 }
-
-/// The files that may hold a checkpoint's templates.
-pub(super) struct TemplateFiles {
-    /// `chat_template.jinja`, which wins over all others.
-    pub(super) default: Option<String>,
-    /// `additional_chat_templates/tool_use.jinja`, which may stand beside it.
-    pub(super) tool_use: Option<String>,
-    /// Files whose `chat_template` is a template, or a list of named ones; the first with one
-    /// counts.
-    pub(super) json: Vec<Json>,
-}
-
-const DEFAULT: &str = "default";
-const TOOL_USE: &str = "tool_use";
 
 impl ChatTemplates {
-    /// `None` for a checkpoint without a template.
+    /// `None` for a checkpoint without a template. `given` goes before the checkpoint's files,
+    /// `json` is asked where they hold no template.
     pub(super) fn load(
-        files: TemplateFiles,
-        special_tokens: Map<String, Json>,
+        read: &ReadFile<'_>,
+        given: Option<JsonFile<'_>>,
+        json: [JsonFile<'_>; 2],
+        globals: Globals,
     ) -> Result<Option<Self>, TextError> {
-        let sources: Vec<(String, String)> = if let Some(default) = files.default {
-            let named = [(DEFAULT, Some(default)), (TOOL_USE, files.tool_use)];
-            named
-                .into_iter()
-                .filter_map(|(name, source)| Some((name.to_owned(), source?)))
-                .collect()
-        } else {
-            let found = files.json.iter().map(|file| &file["chat_template"]);
-            named_templates(found.into_iter().find(|value| !value.is_null()))?
-        };
+        let sources = files::find(read, given, json)?;
         if sources.is_empty() {
             return Ok(None);
         }
-        Ok(Some(Self::new(sources, special_tokens, SystemTime::now)))
+        Self::new(sources, globals, SystemTime::now).map(Some)
     }
 
     fn new(
-        sources: Vec<(String, String)>,
-        special_tokens: Map<String, Json>,
+        sources: Vec<Source>,
+        globals: Globals,
         clock: fn() -> SystemTime,
-    ) -> Self {
+    ) -> Result<Self, TextError> {
         let mut environment = environment(clock);
-        let has_tool_use = sources.iter().any(|(name, _)| name == TOOL_USE);
-        let mut broken = None;
-        for (name, source) in sources {
-            let source = functions::without_generation_tags(&source);
-            if let Err(error) = environment.add_template_owned(name, source) {
-                // A model whose template we cannot read still completes plain text.
-                let reason = describe(&error);
-                tracing::warn!(reason, "the chat template does not compile");
-                broken = Some(reason);
-            }
+        let has_tool_use = sources.iter().any(|source| source.name == TOOL_USE);
+        for Source { name, file, text } in sources {
+            let compiled = environment.add_template_owned(name, source::for_minijinja(&text));
+            compiled.map_err(|error| TextError::Invalid {
+                file,
+                reason: format!("the chat template does not compile: {}", describe(&error)),
+            })?;
         }
-        let content_form = ContentForm::Any;
+        let Globals { special_tokens, kwargs } = globals;
+        let forms = Forms::default();
         let mut templates =
-            ChatTemplates { environment, has_tool_use, broken, content_form, special_tokens };
-        templates.content_form = templates.probe_content_form();
-        templates
-    }
-
-    /// Asks the template itself: a content that it cannot read makes it fail, or comes out
-    /// quoted, or not at all.
-    fn probe_content_form(&self) -> ContentForm {
-        const PROBE: &str = "a5f3c81e";
-        let reads = |content: Json| {
-            let prompt = ChatPrompt {
-                messages: &[json!({ "role": "user", "content": content })],
-                tools: None,
-                add_generation_prompt: true,
-                continue_final_message: false,
-                kwargs: &Map::new(),
-            };
-            let quoted = [format!("'{PROBE}'"), format!("\"{PROBE}\"")];
-            self.render(&prompt).is_ok_and(|text| {
-                text.contains(PROBE) && !quoted.iter().any(|quoted| text.contains(quoted))
-            })
-        };
-        match (reads(PROBE.into()), reads(json!([{ "type": "text", "text": PROBE }]))) {
-            (true, false) => ContentForm::Text,
-            (false, true) => ContentForm::Parts,
-            // A template that reads neither wants more than one message of a user.
-            _ => ContentForm::Any,
-        }
+            ChatTemplates { environment, has_tool_use, forms, special_tokens, kwargs };
+        templates.probe_forms();
+        Ok(templates)
     }
 
     pub(super) fn render(&self, prompt: &ChatPrompt<'_>) -> Result<String, TemplateError> {
-        if let Some(reason) = &self.broken {
-            return Err(TemplateError::Unusable(reason.clone()));
-        }
-        let prepare = |message| messages::prepare(message, self.content_form);
+        let prepare = |message| messages::prepare(message, self.forms);
         let mut messages: Vec<Json> = prompt.messages.iter().map(prepare).collect();
         let last_text = if prompt.continue_final_message {
             if prompt.add_generation_prompt {
@@ -212,6 +168,7 @@ impl ChatTemplates {
         // Later entries win: a client can replace a special token, never the conversation.
         let mut context: Vec<(&str, Value)> = vec![("documents", Value::from(()))];
         context.extend(self.special_tokens.iter().map(|(key, value)| (key.as_str(), plain(value))));
+        context.extend(self.kwargs.iter().map(|(key, value)| (key.as_str(), plain(value))));
         context.extend(prompt.kwargs.iter().map(|(key, value)| (key.as_str(), plain(value))));
         context.push(("messages", messages.iter().map(plain).collect()));
         context.push(("tools", tools.map_or(Value::from(()), plain)));
@@ -249,47 +206,6 @@ fn environment(clock: fn() -> SystemTime) -> Environment<'static> {
     environment
 }
 
-/// A `chat_template`: a string, or a list of `{name, template}`.
-fn named_templates(value: Option<&Json>) -> Result<Vec<(String, String)>, TextError> {
-    let invalid = |reason: &str| TextError::Invalid {
-        file: "tokenizer_config.json",
-        reason: format!("chat_template: {reason}"),
-    };
-    let list = match value {
-        None => return Ok(Vec::new()),
-        Some(Json::String(source)) => return Ok(vec![(DEFAULT.to_owned(), source.clone())]),
-        Some(Json::Array(list)) => list,
-        Some(_) => return Err(invalid("expected a string or a list of named templates")),
-    };
-    let mut named = Vec::new();
-    for entry in list {
-        match (entry["name"].as_str(), entry["template"].as_str()) {
-            (Some(name), Some(source)) => named.push((name.to_owned(), source.to_owned())),
-            _ => return Err(invalid("a named template needs the strings `name` and `template`")),
-        }
-    }
-    // A single template under another name is still the only choice.
-    if let [(name, _)] = named.as_mut_slice() {
-        *name = DEFAULT.to_owned();
-    }
-    Ok(named)
-}
-
-/// The special tokens that a template may name (`bos_token`, ...), from the two files that list
-/// them; a token is a string, or an object with its `content`.
-pub(super) fn special_tokens(map: &Json, tokenizer_config: &Json) -> Map<String, Json> {
-    let mut tokens = Map::new();
-    for file in [map, tokenizer_config] {
-        for (key, value) in file.as_object().into_iter().flatten() {
-            let content = value.as_str().or_else(|| value["content"].as_str());
-            if let Some(content) = content.filter(|_| key.ends_with("_token")) {
-                tokens.insert(key.clone(), content.into());
-            }
-        }
-    }
-    tokens
-}
-
 /// JSON as the template sees it.
 fn plain(value: &Json) -> Value {
     match value {
@@ -322,14 +238,13 @@ fn template_error(error: &minijinja::Error) -> TemplateError {
     }
 }
 
+/// An error's line, kind and detail.
 fn describe(error: &minijinja::Error) -> String {
-    let mut text = error.kind().to_string();
+    let mut text = error.line().map_or_else(String::new, |line| format!("line {line}: "));
+    text.push_str(&error.kind().to_string());
     if let Some(detail) = error.detail() {
         text.push_str(": ");
         text.push_str(detail);
-    }
-    if let Some(line) = error.line() {
-        text.push_str(&format!(" (line {line})"));
     }
     text
 }

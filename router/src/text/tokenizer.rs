@@ -70,7 +70,8 @@ pub(super) enum Leading {
 impl TextTokenizer {
     /// Reads `tokenizer.json`.
     pub(super) fn from_json(json: &[u8]) -> Result<Self, TextError> {
-        let invalid = |reason: String| TextError::Invalid { file: "tokenizer.json", reason };
+        let invalid =
+            |reason: String| TextError::Invalid { file: "tokenizer.json".to_owned(), reason };
         let mut tokenizer =
             Tokenizer::from_bytes(json).map_err(|error| invalid(error.to_string()))?;
         // Both may be left over from training. A prompt is never cut or filled behind its back.

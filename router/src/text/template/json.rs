@@ -23,6 +23,19 @@ pub(super) struct Style {
     sort_keys: bool,
 }
 
+impl Default for Style {
+    /// One line, with a blank behind each comma and colon.
+    fn default() -> Self {
+        Style {
+            ensure_ascii: false,
+            indent: None,
+            item_separator: ", ".to_owned(),
+            key_separator: ": ".to_owned(),
+            sort_keys: false,
+        }
+    }
+}
+
 impl Style {
     /// `indent` is a number of spaces or a string, `separators` a pair of strings.
     pub(super) fn new(

@@ -1,8 +1,9 @@
 //! Messages as templates expect them, where clients write them in another way.
 
-use serde_json::{Value as Json, json};
+use serde_json::{Value as Json, json as object};
 
-use super::{ContentForm, TemplateError};
+use super::forms::{ArgumentsForm, ContentForm, Forms};
+use super::{TemplateError, json, plain};
 
 /// Marks the end of the message to continue, as in Transformers: a template may trim the blank.
 const CONTINUE_TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
@@ -10,10 +11,9 @@ const CONTINUE_TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 /// The names under which clients and templates pass a message's reasoning.
 const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// A copy of `message` with its reasoning under the names that templates read, the arguments of
-/// tool calls as objects, where the API carries them as text, and its content in the one form
-/// that the template can read.
-pub(super) fn prepare(message: &Json, form: ContentForm) -> Json {
+/// A copy of `message` with its reasoning under the names that templates read, and with its
+/// content and the arguments of its tool calls in the forms that the template can read.
+pub(super) fn prepare(message: &Json, forms: Forms) -> Json {
     let mut message = message.clone();
     let Some(object) = message.as_object_mut() else { return message };
     let reasoning = REASONING_FIELDS
@@ -25,26 +25,46 @@ pub(super) fn prepare(message: &Json, form: ContentForm) -> Json {
     }
     let calls = object.get_mut("tool_calls").and_then(Json::as_array_mut);
     for call in calls.into_iter().flatten() {
-        let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
-        let parsed = arguments.as_str().and_then(|text| serde_json::from_str::<Json>(text).ok());
-        if let Some(parsed) = parsed.filter(Json::is_object) {
-            *arguments = parsed;
+        if let Some(arguments) = call.pointer_mut("/function/arguments") {
+            prepare_arguments(arguments, forms.arguments);
         }
     }
     if let Some(content) = object.get_mut("content") {
-        match (form, &*content) {
+        match (forms.content, &*content) {
             (ContentForm::Text, Json::Array(parts)) => {
                 if let Some(text) = joined(parts) {
                     *content = text.into();
                 }
             }
             (ContentForm::Parts, Json::String(text)) => {
-                *content = json!([{ "type": "text", "text": text }]);
+                *content = object!([{ "type": "text", "text": text }]);
             }
             _ => {}
         }
     }
     message
+}
+
+/// The API carries arguments as the text of a JSON object, and some clients as the object.
+fn prepare_arguments(arguments: &mut Json, form: ArgumentsForm) {
+    match (form, &*arguments) {
+        // No arguments at all, as some clients write it.
+        (_, Json::Null) => *arguments = object!({}),
+        (_, Json::String(text)) if text.trim().is_empty() => *arguments = object!({}),
+        (ArgumentsForm::Object, Json::String(text)) => {
+            let parsed = serde_json::from_str::<Json>(text).ok();
+            if let Some(parsed) = parsed.filter(Json::is_object) {
+                *arguments = parsed;
+            }
+        }
+        _ => {}
+    }
+    if form == ArgumentsForm::Text && arguments.is_object() {
+        // Deeper than any request can be, an object stays one, and the template fails with it.
+        if let Ok(text) = json::dumps(&plain(arguments), &json::Style::default()) {
+            *arguments = text.into();
+        }
+    }
 }
 
 /// The text of parts that are all text, one part a line: words must not grow together.

@@ -6,6 +6,8 @@ use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
+use super::strings::{self, Ends};
+
 /// Calls `method` of `value`: ours, else minijinja-contrib's.
 pub(super) fn call(
     state: &mut State<'_, '_>,
@@ -48,17 +50,24 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Valu
             let (positional, kwargs): (Rest<Value>, Kwargs) = from_args(args)?;
             let keep_ends = argument(&positional, 0, &kwargs, "keepends")?;
             kwargs.assert_all_used()?;
-            split_lines(text, keep_ends.is_some_and(|value| value.is_true()))
+            let lines = strings::split_lines(text, keep_ends.is_some_and(|value| value.is_true()));
+            lines.into_iter().map(Value::from).collect()
         }
-        "index" => {
-            let (part,): (&str,) = from_args(args)?;
-            let found = text
-                .find(part)
-                .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "substring not found"))?;
-            Value::from(text[..found].chars().count())
+        "strip" => strip(text, Ends::Both, args)?,
+        "lstrip" => strip(text, Ends::Left, args)?,
+        "rstrip" => strip(text, Ends::Right, args)?,
+        "startswith" => has_affix(text, |text, affix| text.starts_with(affix), args)?,
+        "endswith" => has_affix(text, |text, affix| text.ends_with(affix), args)?,
+        "find" | "rfind" | "index" | "rindex" => find(text, method, args)?,
+        "count" => {
+            let (part, start, end): (&str, Option<i64>, Option<i64>) = from_args(args)?;
+            let found = strings::window(text, start, end);
+            Value::from(found.map_or(0, |(text, _)| text.matches(part).count()))
         }
-        "swapcase" => text.chars().map(swap_case).collect::<String>().into(),
+        "title" => Value::from(strings::title(text)),
+        "swapcase" => Value::from(strings::swap_case(text)),
         "casefold" => Value::from(text.to_lowercase()),
+        "isspace" => Value::from(!text.is_empty() && text.chars().all(strings::is_space)),
         "isdecimal" => Value::from(!text.is_empty() && text.chars().all(|c| c.is_ascii_digit())),
         "zfill" | "ljust" | "rjust" | "center" => pad(text, method, args)?,
         _ => return Ok(None),
@@ -117,7 +126,8 @@ fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     };
     let max_parts = max.saturating_add(1);
     let Some(separator) = separator else {
-        return Ok(split_blanks(text, from_right, max));
+        let parts = strings::split_blanks(text, from_right, max);
+        return Ok(parts.into_iter().map(Value::from).collect());
     };
     let separator = separator
         .as_str()
@@ -132,46 +142,45 @@ fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     }
 }
 
-/// The last part keeps the blanks on its far side, which only `max` leaves there.
-fn split_blanks(text: &str, from_right: bool, max: usize) -> Value {
-    let mut parts = Vec::new();
-    let mut rest = if from_right { text.trim_end() } else { text.trim_start() };
-    while !rest.is_empty() && parts.len() < max {
-        let (word, after) = if from_right {
-            let (after, word) = rest.rsplit_once(char::is_whitespace).unwrap_or(("", rest));
-            (word, after.trim_end())
-        } else {
-            let (word, after) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-            (word, after.trim_start())
-        };
-        parts.push(word);
-        rest = after;
-    }
-    if !rest.is_empty() {
-        parts.push(rest);
-    }
-    if from_right {
-        parts.reverse();
-    }
-    parts.into_iter().map(Value::from).collect()
+fn strip(text: &str, ends: Ends, args: &[Value]) -> Result<Value, Error> {
+    let (chars,): (Option<&str>,) = from_args(args)?;
+    Ok(Value::from(strings::strip(text, chars, ends)))
 }
 
-fn split_lines(text: &str, keep_ends: bool) -> Value {
-    let mut lines = Vec::new();
-    let mut rest = text;
-    while let Some(end) = rest.find(['\n', '\r']) {
-        let width = if rest[end..].starts_with("\r\n") { 2 } else { 1 };
-        lines.push(Value::from(&rest[..if keep_ends { end + width } else { end }]));
-        rest = &rest[end + width..];
+/// `startswith` and `endswith`: one string or any of several, in a part of the text.
+fn has_affix(text: &str, has: fn(&str, &str) -> bool, args: &[Value]) -> Result<Value, Error> {
+    let (affix, start, end): (&Value, Option<i64>, Option<i64>) = from_args(args)?;
+    let Some((text, _)) = strings::window(text, start, end) else { return Ok(Value::from(false)) };
+    if let Some(affix) = affix.as_str() {
+        return Ok(Value::from(has(text, affix)));
     }
-    if !rest.is_empty() {
-        lines.push(Value::from(rest));
+    let not_text = || {
+        let detail = format!("expected a string or a tuple of strings, not {}", affix.kind());
+        Error::new(ErrorKind::InvalidOperation, detail)
+    };
+    if !matches!(affix.kind(), ValueKind::Seq | ValueKind::Iterable) {
+        return Err(not_text());
     }
-    Value::from(lines)
+    for affix in affix.try_iter()? {
+        if has(text, affix.as_str().ok_or_else(not_text)?) {
+            return Ok(Value::from(true));
+        }
+    }
+    Ok(Value::from(false))
 }
 
-fn swap_case(c: char) -> String {
-    if c.is_lowercase() { c.to_uppercase().collect() } else { c.to_lowercase().collect() }
+/// Where a part stands, in characters; the methods named `find` say -1 where it does not.
+fn find(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let (part, start, end): (&str, Option<i64>, Option<i64>) = from_args(args)?;
+    let found = strings::window(text, start, end).and_then(|(text, before)| {
+        let at = if method.starts_with('r') { text.rfind(part) } else { text.find(part) };
+        at.map(|at| before + text[..at].chars().count())
+    });
+    match found {
+        Some(at) => Ok(Value::from(at)),
+        None if method.ends_with("find") => Ok(Value::from(-1)),
+        None => Err(Error::new(ErrorKind::InvalidOperation, "substring not found")),
+    }
 }
 
 /// The widest field that a template may pad to.
