@@ -277,9 +277,12 @@ fn refuse_tools(fields: &mut Fields) -> Result<(), ApiError> {
 /// `chat_template_kwargs`, with what other fields add to them.
 pub(crate) fn read_template_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
     let mut kwargs = fields.object("chat_template_kwargs")?.unwrap_or_default();
-    // Templates of models that know efforts read it under this name.
+    // Templates of models that know efforts, or can do without thought, read it under these names.
     if let Some(effort) = fields.string("reasoning_effort")? {
         kwargs.entry("reasoning_effort").or_insert(Value::String(effort));
+    }
+    if let Some(thinks) = fields.bool("enable_thinking")? {
+        kwargs.entry("enable_thinking").or_insert(Value::Bool(thinks));
     }
     Ok(kwargs)
 }

@@ -5,6 +5,10 @@
 //! SentencePiece run of byte tokens is not UTF-8 as a whole, the crate gives up all of it; the
 //! characters before the broken byte have been sent by then, and stay.)
 //!
+//! Spaces are never cleaned up: `clean_up_tokenization_spaces` of a tokenizer_config.json is not
+//! read. It would take the space out of `a , b`, also where the model meant it, and Transformers
+//! ignores it as well, but for vocabularies of whole words.
+//!
 //! A push costs a copy of the token's bytes. What is held back is less than one character.
 
 use std::sync::Arc;

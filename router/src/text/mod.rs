@@ -11,6 +11,8 @@
 
 mod decode;
 mod defaults;
+#[cfg(test)]
+mod fixtures;
 mod pool;
 mod stop;
 mod template;

@@ -8,11 +8,14 @@
 //! This file knows ids, strings and bytes. It does not know streams: that is `decode.rs`.
 
 use std::borrow::Cow;
+use std::panic::catch_unwind;
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::TextError;
+use super::pool::panic_text;
 
 /// A vocabulary whose largest id is beyond this is a broken file, not a table to allocate.
 const MAX_TOKEN_ID: u32 = 1 << 22;
@@ -72,8 +75,11 @@ impl TextTokenizer {
     pub(super) fn from_json(json: &[u8]) -> Result<Self, TextError> {
         let invalid =
             |reason: String| TextError::Invalid { file: "tokenizer.json".to_owned(), reason };
-        let mut tokenizer =
-            Tokenizer::from_bytes(json).map_err(|error| invalid(error.to_string()))?;
+        // The crate panics over some broken files, above all over what is no JSON.
+        serde_json::from_slice::<IgnoredAny>(json).map_err(|error| invalid(error.to_string()))?;
+        let read = catch_unwind(|| Tokenizer::from_bytes(json));
+        let read = read.unwrap_or_else(|panic| Err(panic_text(&*panic).into()));
+        let mut tokenizer = read.map_err(|error| invalid(error.to_string()))?;
         // Both may be left over from training. A prompt is never cut or filled behind its back.
         tokenizer.with_truncation(None).map_err(|error| invalid(error.to_string()))?;
         tokenizer.with_padding(None);
