@@ -94,7 +94,8 @@ pub(crate) struct ServeArgs {
 
     /// Variables that chat templates see where a request does not set them in its
     /// chat_template_kwargs, as a JSON object: {"enable_thinking": false}. Default: none.
-    #[arg(long, value_name = "JSON", value_parser = json_object, help_heading = "Model")]
+    #[arg(long, env = "CHAT_TEMPLATE_KWARGS", value_name = "JSON", value_parser = json_object,
+          help_heading = "Model")]
     pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
 
     #[command(flatten)]

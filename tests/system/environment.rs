@@ -220,15 +220,18 @@ fn the_socket_lies_where_it_is_told_to() {
 fn a_tokenizer_configuration_of_the_operators_own_replaces_the_models() {
     let place = tempfile::tempdir().unwrap();
     let config = place.path().join("config.json");
-    let template = json!({"chat_template": "{{ messages[0].content }}"});
+    let template = json!({"chat_template": "{{ mood }}{{ messages[0].content }}"});
     std::fs::write(&config, template.to_string()).unwrap();
+    let variables = [("TOKENIZER_CONFIG_PATH", config.to_str().unwrap())];
     let own = Server::start(&[]);
-    let other = Server::start_with(&[], &[("TOKENIZER_CONFIG_PATH", config.to_str().unwrap())]);
+    let other = Server::start_with(&[], &variables);
+    let moody = Server::start_with(&["--chat-template-kwargs", r#"{"mood": "Sad. "}"#], &variables);
     let prompt_tokens = |server: &Server| {
         let answer = server.chat(&chat("Who are you?", json!({"max_tokens": 1})));
         answer["usage"]["prompt_tokens"].as_u64().unwrap()
     };
     assert!(prompt_tokens(&other) < prompt_tokens(&own));
+    assert!(prompt_tokens(&other) < prompt_tokens(&moody));
 }
 
 #[test]

@@ -25,11 +25,10 @@ fn read(name: &str) -> Value {
 }
 
 fn fixtures() -> Vec<Fixture> {
-    let mut names: Vec<String> = std::fs::read_dir(DIRECTORY)
-        .unwrap()
-        .map(|file| file.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
-        .filter(|name| name != "texts")
-        .collect();
+    let files = std::fs::read_dir(DIRECTORY).unwrap().map(|file| file.unwrap().file_name());
+    let kind = |file: &str| Some(file.strip_suffix(".json")?.to_owned());
+    let kinds = files.filter_map(|file| kind(file.to_str().unwrap()));
+    let mut names: Vec<String> = kinds.filter(|kind| kind != "texts").collect();
     names.sort();
     assert!(names.len() >= 15, "{names:?}");
     let load = |kind: String| {
