@@ -4,10 +4,11 @@
 
 use super::cache::{KvCache, LayerCache};
 use super::device_error;
-use super::layers::{Attention, LayerWeights, Mlp, Norm, Pass};
+use super::layers::{Attention, Mlp, Norm, Pass};
 use super::moe::Moe;
 use super::spec::{Embed, Ffn, Head, LayerSpec, Mixer, ModelSpec, Rope, Wiring};
 use super::weights::Weights;
+use super::weights::layer::LayerWeights;
 use super::weights::names::NormRole;
 use crate::LoadError;
 use candle_core::{DType, Tensor};
@@ -58,8 +59,7 @@ impl Decoder {
         let mut ropes = RopeTables { tables: Vec::new(), max_model_len };
         let mut layers = Vec::with_capacity(spec.layers.len());
         for (index, layer) in spec.layers.iter().enumerate() {
-            let layout = spec.layout;
-            let mut from = LayerWeights { weights, names: &names, layout, index, hidden };
+            let mut from = LayerWeights { weights, names: &names, index, hidden };
             layers.push(Layer::load(&mut from, layer, &mut ropes)?);
         }
         let final_norm = weights.vector(&[(names.final_norm(), hidden)])?;
@@ -110,12 +110,12 @@ impl Layer {
         let rope = attention.rope.as_ref().map(|rope| ropes.get(rope));
         let norms = &spec.norms;
         Ok(Self {
-            pre_mix: from.norm(NormRole::PreMix, norms.pre_mix)?,
+            pre_mix: Norm::load(from, NormRole::PreMix, norms.pre_mix)?,
             mixer: Attention::load(from, attention, rope)?,
-            post_mix: from.norm(NormRole::PostMix, norms.post_mix)?,
-            pre_ffn: from.norm(NormRole::PreFfn, norms.pre_ffn)?,
+            post_mix: Norm::load(from, NormRole::PostMix, norms.post_mix)?,
+            pre_ffn: Norm::load(from, NormRole::PreFfn, norms.pre_ffn)?,
             ffn: FeedForward::load(from, &spec.ffn)?,
-            post_ffn: from.norm(NormRole::PostFfn, norms.post_ffn)?,
+            post_ffn: Norm::load(from, NormRole::PostFfn, norms.post_ffn)?,
             wiring: spec.wiring,
             residual_scale: spec.residual_scale,
         })

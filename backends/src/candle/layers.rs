@@ -7,9 +7,9 @@
 
 use super::cache::LayerCache;
 use super::device_error;
-use super::spec::{self, Layout, NormKind, QkNorm};
-use super::weights::names::{Names, NormRole};
-use super::weights::{Part, Weights};
+use super::spec::{self, NormKind, QkNorm};
+use super::weights::layer::LayerWeights;
+use super::weights::names::NormRole;
 use crate::LoadError;
 use candle_core::{DType, Device, Tensor};
 use millstream_kernels::layer_norm::layer_norm;
@@ -21,50 +21,6 @@ use millstream_kernels::{KernelError, activation, kv_cache};
 use std::sync::Arc;
 
 type Result<T, E = KernelError> = std::result::Result<T, E>;
-
-/// Where a layer's tensors are.
-pub(crate) struct LayerWeights<'w> {
-    pub(crate) weights: &'w mut Weights,
-    pub(crate) names: &'w Names,
-    pub(crate) layout: Layout,
-    /// Which layer.
-    pub(crate) index: usize,
-    pub(crate) hidden: usize,
-}
-
-impl LayerWeights<'_> {
-    /// A norm of the residual stream, if the layer has it.
-    pub(crate) fn norm(
-        &mut self,
-        role: NormRole,
-        spec: Option<spec::Norm>,
-    ) -> Result<Option<Norm>, LoadError> {
-        let name = self.names.norm(role);
-        spec.map(|spec| Norm::new(self.vector(name, self.hidden)?, spec)).transpose()
-    }
-
-    /// One vector of this layer, `[len]` in f32.
-    pub(crate) fn vector(&mut self, part: &str, len: usize) -> Result<Tensor, LoadError> {
-        self.weights.vector(&[(self.names.layer(self.index, part), len)])
-    }
-
-    /// Projections of the same input, fused into one.
-    pub(crate) fn linear(
-        &mut self,
-        parts: &[(&str, usize)],
-        columns: usize,
-        bias: bool,
-    ) -> Result<Linear, LoadError> {
-        let named = |kind: &str| -> Vec<Part> {
-            let name = |part: &str| self.names.layer(self.index, &format!("{part}.{kind}"));
-            parts.iter().map(|(part, rows)| (name(part), *rows)).collect()
-        };
-        let (weight, bias) = (named("weight"), bias.then(|| named("bias")));
-        let weight = self.weights.matrix(&weight, columns)?;
-        let bias = bias.map(|bias| self.weights.vector(&bias)).transpose()?;
-        Ok(Linear { weight: LinearWeight::pack(&weight).map_err(device_error)?, bias })
-    }
-}
 
 /// What every layer of a forward pass reads: where the tokens are.
 pub(crate) struct Pass<'a> {
@@ -93,6 +49,15 @@ pub(crate) struct Norm {
 }
 
 impl Norm {
+    /// A norm of the residual stream, if the layer has it.
+    pub(crate) fn load(
+        from: &mut LayerWeights<'_>,
+        role: NormRole,
+        spec: Option<spec::Norm>,
+    ) -> Result<Option<Self>, LoadError> {
+        spec.map(|spec| Self::new(from.norm(role)?, spec)).transpose()
+    }
+
     /// With a weight as stored.
     pub(crate) fn new(stored: Tensor, spec: spec::Norm) -> Result<Self, LoadError> {
         let weight = match spec.plus_one {
@@ -117,6 +82,17 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
+    /// Projections of the same input, fused into one: each by its name and its rows.
+    pub(crate) fn load(
+        from: &mut LayerWeights<'_>,
+        parts: &[(&str, usize)],
+        columns: usize,
+        bias: bool,
+    ) -> Result<Self, LoadError> {
+        let (weight, bias) = from.projections(parts, columns, bias)?;
+        Ok(Self { weight: LinearWeight::pack(&weight).map_err(device_error)?, bias })
+    }
+
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         linear(x, &self.weight, self.bias.as_ref())
     }
@@ -144,9 +120,9 @@ impl Attention {
         let (q, kv, hidden) = (spec.q_width(), spec.kv_width(), from.hidden);
         let split = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
         let fused = [("self_attn.qkv_proj", q + 2 * kv)];
-        let parts: &[_] = if from.layout.fused_qkv { &fused } else { &split };
-        let qkv = from.linear(parts, hidden, spec.bias.qkv)?;
-        let output = from.linear(&[("self_attn.o_proj", hidden)], q, spec.bias.output)?;
+        let parts: &[_] = if from.names.layout.fused_qkv { &fused } else { &split };
+        let qkv = Linear::load(from, parts, hidden, spec.bias.qkv)?;
+        let output = Linear::load(from, &[("self_attn.o_proj", hidden)], q, spec.bias.output)?;
         let head_norms = |scope| {
             let q = HeadNorm::load(
                 from,
@@ -241,7 +217,7 @@ impl HeadNorm {
             QkNorm::PerHead(norm) => Norm::new(from.vector(name, head_dim)?, norm)?,
             QkNorm::Whole(norm) => Norm::new(from.vector(name, heads * head_dim)?, norm)?,
             QkNorm::EachHead(norm) => {
-                let name = from.names.layer(from.index, name);
+                let name = from.name(name);
                 weights = Some(from.weights.vectors(&name, [heads, head_dim])?);
                 let ones =
                     Tensor::ones(head_dim, DType::F32, &Device::Cpu).map_err(device_error)?;
@@ -282,10 +258,10 @@ impl Mlp {
             ["gate_proj", "up_proj", "gate_up_proj", "down_proj"].map(|p| format!("{name}.{p}"));
         let split = [(gate.as_str(), inter), (up.as_str(), inter)];
         let fused = [(fused.as_str(), 2 * inter)];
-        let gate_up: &[_] = if from.layout.fused_gate_up { &fused } else { &split };
+        let gate_up: &[_] = if from.names.layout.fused_gate_up { &fused } else { &split };
         Ok(Self {
-            gate_up: from.linear(gate_up, hidden, spec.bias)?,
-            down: from.linear(&[(&down, hidden)], inter, spec.bias)?,
+            gate_up: Linear::load(from, gate_up, hidden, spec.bias)?,
+            down: Linear::load(from, &[(&down, hidden)], inter, spec.bias)?,
             act: spec.act,
         })
     }

@@ -7,9 +7,9 @@
 //! Activations are f32. `T` tokens in the batch, `E` experts, `k` of them per token.
 
 use super::device_error;
-use super::layers::{LayerWeights, Linear, Mlp};
+use super::layers::{Linear, Mlp};
 use super::spec;
-use super::weights::experts::ExpertSource;
+use super::weights::layer::LayerWeights;
 use crate::LoadError;
 use candle_core::Tensor;
 use millstream_kernels::linear::{LinearWeight, grouped_linear};
@@ -32,7 +32,7 @@ pub(crate) struct Moe {
 impl Moe {
     pub(crate) fn load(from: &mut LayerWeights<'_>, spec: &spec::Moe) -> Result<Self, LoadError> {
         let (names, hidden) = (from.names.moe(), from.hidden);
-        let router = from.linear(&[(names.router, spec.experts)], hidden, spec.router_bias)?;
+        let router = Linear::load(from, &[(names.router, spec.experts)], hidden, spec.router_bias)?;
         let select_bias = match spec.select_bias {
             true => {
                 let name = format!("{}.e_score_correction_bias", names.router);
@@ -40,10 +40,7 @@ impl Moe {
             }
             false => None,
         };
-        let (layout, layer) = (from.layout.experts, from.index);
-        let mut source =
-            ExpertSource { weights: &mut *from.weights, names: from.names, layout, layer, hidden };
-        let experts = source.take(spec)?;
+        let experts = from.experts(spec)?;
         let shared = match &spec.shared {
             Some(mlp) => Some(Mlp::load(from, "mlp.shared_experts", mlp)?),
             None => None,

@@ -10,7 +10,8 @@ use super::{HfConfig, Result};
 pub(super) const GEMMA2_DEFAULTS: &str = r#"{
     "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256,
     "sliding_window": 4096, "tie_word_embeddings": true, "eos_token_id": 1,
-    "hidden_activation": "gelu_pytorch_tanh", "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0
+    "hidden_activation": "gelu_pytorch_tanh", "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0
 }"#;
 pub(super) const GEMMA3_DEFAULTS: &str = r#"{
     "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,

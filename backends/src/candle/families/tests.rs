@@ -66,7 +66,7 @@ fn what_is_not_understood_is_refused_by_name() {
         ("hidden_size", json!(-4), "`hidden_size` must be a whole number below 2^32, not -4"),
         ("hidden_size", Value::Null, "`hidden_size` is missing"),
         ("num_key_value_heads", json!(7), "32 heads are not a multiple of 7 KV heads"),
-        ("num_hidden_layers", json!(100_000), "100000 layers"),
+        ("num_hidden_layers", json!(100_000), "`num_hidden_layers` must be 1 to 4096, not 100000"),
         ("head_dim", json!(63), "rope rotates 63 of 63 values"),
         ("eos_token_id", json!("</s>"), "`eos_token_id` must be a token id"),
     ];
@@ -147,4 +147,61 @@ fn yarn_stretches_the_longest_text_and_sharpens_the_scores() {
     let Mixer::Attention(attention) = &spec.layers[0].mixer;
     let factor = attention.rope.as_ref().unwrap().attention_factor();
     assert!((factor - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
+}
+
+/// Replaces values of released configurations, wherever they stand, by others: what comes of it is
+/// an error, or a spec that can be asked everything without a panic.
+#[test]
+fn no_value_of_any_key_panics() {
+    let others = [
+        Value::Null,
+        json!(0),
+        json!(1),
+        json!(-1),
+        json!(7.5),
+        json!(4_294_967_295_u32),
+        json!(1e300),
+        json!(true),
+        json!("x"),
+        json!([]),
+        json!([1, "full_attention"]),
+        json!({}),
+    ];
+    let configs = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/configs");
+    let (mut refused, mut accepted) = (0, 0);
+    for entry in std::fs::read_dir(configs).unwrap() {
+        let Ok(config) =
+            serde_json::from_slice::<Value>(&std::fs::read(entry.unwrap().path()).unwrap())
+        else {
+            continue;
+        };
+        for pointer in pointers(&config, String::new()) {
+            for other in &others {
+                let mut config = config.clone();
+                *config.pointer_mut(&pointer).unwrap() = other.clone();
+                let Ok(mut spec) = spec(&config) else {
+                    refused += 1;
+                    continue;
+                };
+                accepted += 1;
+                spec.settle(spec.max_positions);
+                assert!(!spec.cache_groups().is_empty(), "{pointer} = {other}");
+                let Mixer::Attention(attention) = &spec.layers[0].mixer;
+                assert!(attention.rope.as_ref().is_none_or(|rope| !rope.inv_freq().is_empty()));
+            }
+        }
+    }
+    assert!(refused > 1000 && accepted > 1000, "{refused} refused, {accepted} accepted");
+}
+
+/// Where the values of a document stand.
+fn pointers(value: &Value, at: String) -> Vec<String> {
+    let mut inside: Vec<String> = match value {
+        Value::Object(values) => {
+            values.iter().flat_map(|(key, value)| pointers(value, format!("{at}/{key}"))).collect()
+        }
+        _ => Vec::new(),
+    };
+    inside.push(at);
+    inside
 }

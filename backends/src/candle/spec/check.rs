@@ -7,19 +7,20 @@ use millstream_kernels::activation::Activation;
 const MAX_LAYERS: usize = 4096;
 /// Of experts per layer.
 const MAX_EXPERTS: usize = 4096;
+/// Of heads, and of the values of a head.
+const MAX_HEADS: usize = 1 << 16;
+/// Of every other width: what is computed from a few of them still fits a machine's integers.
+const MAX_WIDTH: usize = 1 << 28;
 
 type Result<T = (), E = String> = std::result::Result<T, E>;
 
 impl ModelSpec {
     /// Checks what every later computation takes for granted; the error names the broken rule.
     pub fn check(&self) -> Result {
-        at_least_one("vocab_size", self.vocab)?;
-        at_least_one("hidden_size", self.hidden)?;
-        at_least_one("max_position_embeddings", self.max_positions)?;
-        at_least_one("num_hidden_layers", self.layers.len())?;
-        if self.layers.len() > MAX_LAYERS {
-            return Err(format!("{} layers, at most {MAX_LAYERS} make sense", self.layers.len()));
-        }
+        within("vocab_size", self.vocab, MAX_WIDTH)?;
+        within("hidden_size", self.hidden, MAX_WIDTH)?;
+        within("max_position_embeddings", self.max_positions, MAX_WIDTH)?;
+        within("num_hidden_layers", self.layers.len(), MAX_LAYERS)?;
         for (name, factor) in [
             ("embedding factor", self.embed.scale),
             ("logits factor", self.head.scale),
@@ -40,12 +41,12 @@ impl ModelSpec {
 impl Ffn {
     fn check(&self) -> Result {
         let moe = match self {
-            Self::Dense(mlp) => return at_least_one("intermediate_size", mlp.inter),
+            Self::Dense(mlp) => return within("intermediate_size", mlp.inter, MAX_WIDTH),
             Self::Moe(moe) => moe,
         };
-        at_least_one("intermediate_size of an expert", moe.expert.inter)?;
+        within("intermediate_size of an expert", moe.expert.inter, MAX_WIDTH)?;
         if let Some(shared) = &moe.shared {
-            at_least_one("intermediate_size of the shared expert", shared.inter)?;
+            within("intermediate_size of the shared expert", shared.inter, MAX_WIDTH)?;
         }
         if let Activation::ClampedSwish { alpha, limit } = moe.expert.act {
             positive("swiglu_alpha", f64::from(alpha))?;
@@ -67,9 +68,9 @@ impl Ffn {
 impl Attention {
     fn check(&self) -> Result {
         let Self { heads, kv_heads, head_dim, .. } = *self;
-        at_least_one("num_attention_heads", heads)?;
-        at_least_one("num_key_value_heads", kv_heads)?;
-        at_least_one("head_dim", head_dim)?;
+        within("num_attention_heads", heads, MAX_HEADS)?;
+        within("num_key_value_heads", kv_heads, MAX_HEADS)?;
+        within("head_dim", head_dim, MAX_HEADS)?;
         if heads % kv_heads != 0 {
             return Err(format!("{heads} heads are not a multiple of {kv_heads} KV heads"));
         }
@@ -129,10 +130,10 @@ impl Rope {
     }
 }
 
-fn at_least_one(name: &str, value: usize) -> Result {
-    match value {
-        0 => Err(format!("`{name}` is 0")),
-        _ => Ok(()),
+fn within(name: &str, value: usize, max: usize) -> Result {
+    match (1..=max).contains(&value) {
+        true => Ok(()),
+        false => Err(format!("`{name}` must be 1 to {max}, not {value}")),
     }
 }
 

@@ -7,8 +7,9 @@
 //!
 //! What comes out is always one matrix per expert, rows before columns, gate before up.
 
-use super::names::{MoeNames, Names};
-use super::{Part, Weights};
+use super::Part;
+use super::layer::LayerWeights;
+use super::names::MoeNames;
 use crate::LoadError;
 use crate::candle::device_error;
 use crate::candle::spec::{ExpertNames, Moe};
@@ -26,22 +27,13 @@ pub(crate) struct ExpertWeights {
     pub(crate) down_bias: Option<Tensor>,
 }
 
-/// Where a layer's experts are.
-pub(crate) struct ExpertSource<'w> {
-    pub(crate) weights: &'w mut Weights,
-    pub(crate) names: &'w Names,
-    pub(crate) layout: ExpertNames,
-    pub(crate) layer: usize,
-    pub(crate) hidden: usize,
-}
-
-impl ExpertSource<'_> {
+impl LayerWeights<'_> {
     /// Takes the experts of the layer.
-    pub(crate) fn take(&mut self, moe: &Moe) -> Result<ExpertWeights, LoadError> {
+    pub(crate) fn experts(&mut self, moe: &Moe) -> Result<ExpertWeights, LoadError> {
         let names = self.names.moe();
         let (inter, hidden) = (moe.expert.inter, self.hidden);
         let fused = self.name(&format!("{}.gate_up_proj", names.experts));
-        let experts = match self.layout {
+        let experts = match self.names.layout.experts {
             ExpertNames::GptOss => return self.take_gpt_oss(&names, moe),
             _ if self.weights.has(&fused) => {
                 let down = self.name(&format!("{}.down_proj", names.experts));
@@ -57,10 +49,6 @@ impl ExpertSource<'_> {
         Ok(experts)
     }
 
-    fn name(&self, part: &str) -> String {
-        self.names.layer(self.layer, part)
-    }
-
     /// Every expert by itself.
     fn take_each(&mut self, names: &MoeNames, moe: &Moe) -> Result<ExpertWeights, LoadError> {
         let (inter, hidden) = (moe.expert.inter, self.hidden);
@@ -68,7 +56,7 @@ impl ExpertSource<'_> {
         for expert in 0..moe.experts {
             let part = |part: usize, rows: usize| -> Part {
                 let (experts, part) = (names.experts, names.parts[part]);
-                (self.names.layer(self.layer, &format!("{experts}.{expert}.{part}.weight")), rows)
+                (self.name(&format!("{experts}.{expert}.{part}.weight")), rows)
             };
             let (gate, up, out) = (part(0, inter), part(1, inter), part(2, hidden));
             gate_up.push(self.weights.matrix(&[gate, up], hidden)?);

@@ -11,7 +11,8 @@
 
 mod dummy;
 pub(crate) mod element;
-pub(crate) mod experts;
+mod experts;
+pub(crate) mod layer;
 mod mxfp4;
 pub(crate) mod names;
 mod safetensors;

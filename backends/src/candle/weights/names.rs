@@ -7,7 +7,7 @@ use crate::candle::spec::{ExpertNames, Layout, NormNames};
 /// The names of one checkpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct Names {
-    layout: Layout,
+    pub(crate) layout: Layout,
     num_layers: usize,
     /// Before the names of the body: `model.`, or what a larger model puts there.
     body: &'static str,
