@@ -20,8 +20,11 @@ use super::weights::element::Element;
 use crate::LoadError;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
+use tracing::warn;
 
 const MIB: u64 = 1 << 20;
+/// A sequence is not cut below this by itself.
+const LEAST_TOKENS: usize = 512;
 
 /// Length of the sequence that finds its groups balanced, if the model serves such lengths.
 const REFERENCE_TOKENS: usize = 8192;
@@ -37,6 +40,8 @@ pub(crate) struct CachePlan {
     pub(crate) block_size: usize,
     /// Blocks of each group.
     pub(crate) num_blocks: Vec<usize>,
+    /// Longest sequence that is served.
+    pub(crate) max_model_len: usize,
 }
 
 /// The cache's memory.
@@ -72,18 +77,31 @@ pub(crate) fn max_model_len(spec: &ModelSpec, options: &LoadOptions) -> Result<u
 
 impl CachePlan {
     /// Sizes the cache: as many blocks as `memory` bytes hold, and no more than all slots can use.
+    ///
+    /// Where the user has not said how long a sequence may get, and one of the longest that the
+    /// model was made for does not fit, that length is halved until it does: so a worker that is
+    /// started again, with a little less memory, comes to the same.
     pub(crate) fn new(
         spec: &ModelSpec,
         dtype: DType,
         options: &LoadOptions,
         memory: u64,
     ) -> Result<Self, LoadError> {
-        let max_model_len = max_model_len(spec, options)?;
+        let mut max_model_len = max_model_len(spec, options)?;
         let block_size = options.block_size.max(1) as usize;
-        let groups = spec.cache_groups();
-        let mut plan = Self { groups, dtype, block_size, num_blocks: Vec::new() };
-        let size = |group| Size::new(&plan, group, max_model_len, options);
-        let sizes: Vec<Size> = plan.groups.iter().map(size).collect();
+        let (groups, num_blocks) = (spec.cache_groups(), Vec::new());
+        let mut plan = Self { groups, dtype, block_size, num_blocks, max_model_len };
+        let sizes = |plan: &Self, len| -> Vec<Size> {
+            plan.groups.iter().map(|group| Size::new(plan, group, len, options)).collect()
+        };
+        let may_be_less = options.max_model_len.is_none();
+        while may_be_less
+            && max_model_len > LEAST_TOKENS
+            && bytes(&sizes(&plan, max_model_len), 0) > memory
+        {
+            max_model_len /= 2;
+        }
+        let sizes = sizes(&plan, max_model_len);
         let needed = bytes(&sizes, 0);
         if memory < needed {
             return Err(LoadError::CacheMemory {
@@ -92,6 +110,17 @@ impl CachePlan {
                 needed_mib: needed.div_ceil(MIB),
             });
         }
+        if max_model_len < plan.max_model_len {
+            let (made_for, free_mib) = (plan.max_model_len, memory / MIB);
+            warn!(
+                max_model_len,
+                made_for,
+                free_mib,
+                "sequences are kept shorter than the model allows, for want of memory; \
+                 --kv-cache-memory and --max-total-tokens decide otherwise"
+            );
+        }
+        plan.max_model_len = max_model_len;
         let full = most_affordable(|full| bytes(&sizes, full) <= memory);
         plan.num_blocks = sizes.iter().map(|size| size.blocks(full) as usize).collect();
         Ok(plan)
@@ -290,6 +319,16 @@ mod tests {
         let (window, full, _) = windowed_blocks(&options, 1 << 40);
         // Two chunks beside the window: 511 + 200 tokens are 45 blocks and 2.
         assert_eq!((window, full), (2 * (47 + 1), 2 * (2560 + 1)));
+    }
+
+    #[test]
+    fn a_length_that_nobody_asked_for_is_halved_until_it_fits() {
+        let unsaid = LoadOptions { max_model_len: None, ..options(1) };
+        for (blocks, len) in [(2560, 40960), (2559, 20480), (700, 10240)] {
+            assert_eq!(plan(&unsaid, blocks * PER_BLOCK).unwrap().max_model_len, len, "{blocks}");
+        }
+        let error = plan(&unsaid, 7 * PER_BLOCK).unwrap_err().to_string();
+        assert!(error.contains("one sequence of 320 tokens needs"), "{error}");
     }
 
     #[test]

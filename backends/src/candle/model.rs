@@ -59,7 +59,7 @@ impl CandleModel {
         let info = WorkerInfo {
             fingerprint: fingerprint(&spec, dtype, vocab_size, &loaded),
             build: env!("CARGO_PKG_VERSION").into(),
-            max_model_len: max_model_len as u32,
+            max_model_len: plan.max_model_len as u32,
             vocab_size: vocab_size as u32,
             block_size: plan.block_size as u32,
             max_slots: options.max_slots.max(1),
