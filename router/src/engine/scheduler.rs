@@ -336,8 +336,15 @@ impl Scheduler {
     /// Gives back the slot and the blocks of a sequence, at once: steps in flight run before
     /// anything that is sent later.
     fn stop_running(&mut self, index: u32) {
-        let Some((slot, tables)) = self.sequences.get_mut(index).stop_running() else { return };
+        let sequence = self.sequences.get_mut(index);
+        let first_unconfirmed = sequence.num_confirmed() / self.limits.block_size as usize;
+        let Some((slot, tables)) = sequence.stop_running() else { return };
         for (group, table) in self.groups.iter_mut().zip(&tables) {
+            // If a row in flight breaks whose blocks this sequence has hit, nobody remembers that
+            // it did. So what its own rows in flight compute is not found any more.
+            for (_, block) in table.enumerate().filter(|(at, _)| *at >= first_unconfirmed) {
+                group.blocks.unindex(block);
+            }
             group.blocks.free(table.held());
         }
         self.free_slots.push(slot);

@@ -173,20 +173,24 @@ impl Scheduler {
             let holds = blocks.indexed_content(found.block).map(|(key, _)| key);
             if holds == Some(found.key) {
                 blocks.unindex(found.block);
-                self.restart_sharers(found);
             }
+            self.restart_sharers(found);
         }
     }
 
     fn restart_sharers(&mut self, found: &Trusted) {
-        let Trusted { id: owner, group, place, block, .. } = *found;
+        let Trusted { id: owner, group, place, block, key } = *found;
+        let block_size = self.limits.block_size as usize;
         for index in self.running.clone() {
             if !self.sequences.is_live(index) {
                 // Another row of this output has ended it.
                 continue;
             }
             let sequence = self.sequences.get_mut(index);
-            if sequence.id == owner || sequence.tables[group].get(place) != Some(block) {
+            let holds = sequence.tables[group].get(place) == Some(block);
+            let is_known = sequence.tokens.len() / block_size > place;
+            if sequence.id == owner || !holds || !is_known || sequence.key(place, block_size) != key
+            {
                 continue;
             }
             for later in &mut self.in_flight {

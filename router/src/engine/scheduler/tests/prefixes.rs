@@ -132,6 +132,27 @@ fn a_row_may_break_beside_one_that_ends() {
 }
 
 #[test]
+fn what_a_sequence_that_is_gone_computed_from_a_broken_row_is_not_found() {
+    let tokens: Vec<u32> = (0..13).collect();
+    let short = || request(tokens[..9].to_vec());
+    let mut harness = Harness::new(limits(64, 64), vec![(1, short())]);
+    harness.send();
+    harness.scheduler.add(SequenceId(2), request(tokens.clone()), NOW);
+    assert_eq!(harness.send(), "1 ...+1, 2 8+5");
+    assert!(harness.scheduler.abort(SequenceId(2)));
+    let mut output = harness.output();
+    (output.row_count, output.tokens) = (vec![0], vec![]);
+    output.row_error.push(RowError::default());
+    harness.answer_with(&output);
+    harness.answer();
+    // Another one computes the beginning anew; the third block would follow it.
+    harness.scheduler.add(SequenceId(3), short(), NOW);
+    assert_eq!(harness.step(), "3 0+9");
+    harness.scheduler.add(SequenceId(4), request(tokens), NOW);
+    assert_eq!(harness.step(), "3 9+1, 4 8+5");
+}
+
+#[test]
 fn what_hit_a_block_that_was_not_run_begins_again() {
     let tokens: Vec<u32> = (0..9).collect();
     let mut harness = Harness::new(limits(64, 64), vec![(1, request(tokens.clone()))]);
