@@ -8,6 +8,7 @@ mod reference;
 
 use candle_core::{Device, Tensor};
 
+use crate::linear::{LinearWeight, Matrix};
 use crate::view::{self, Locked};
 use crate::{KernelError, Result};
 
@@ -24,6 +25,19 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     }
 }
 
+/// [`embedding`] where the table is also the weight of a product, `[V, hidden]`: one copy in
+/// memory serves both.
+pub fn embedding_packed(table: &LinearWeight, ids: &[u32]) -> Result<Tensor> {
+    match table.matrix() {
+        Matrix::Dense(table) => embedding(table, ids),
+        Matrix::Packed(packed) => {
+            view::indices("ids", ids, table.out_features())?;
+            let hidden = table.in_features();
+            view::tensor(cpu::embedding_packed(packed, ids, hidden), &[ids.len(), hidden])
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::DType;
@@ -35,12 +49,16 @@ mod tests {
     fn embedding_gives_the_rows_of_the_ids_exactly() {
         for dtype in DTYPES {
             for hidden in [1, 7, 33, 257] {
-                let table = random_tensor(1, &[11, hidden], dtype);
-                for ids in [&[][..], &[10], &[3, 0, 3, 10, 7, 1, 2]] {
+                let table = random_tensor(1, &[71, hidden], dtype);
+                for ids in [&[][..], &[70], &[3, 0, 3, 10, 70, 1, 32]] {
                     let out = embedding(&table, ids).unwrap();
                     assert_eq!(out.dims(), [ids.len(), hidden]);
                     let expected = reference::embedding(&values(&table), ids, hidden);
                     assert_eq!(values(&out), expected, "hidden {hidden}, {dtype:?}");
+                    let packed = LinearWeight::pack(&table).unwrap();
+                    let out = embedding_packed(&packed, ids).unwrap();
+                    assert_eq!(out.dims(), [ids.len(), hidden]);
+                    assert_eq!(values(&out), expected, "packed, hidden {hidden}, {dtype:?}");
                 }
             }
         }
@@ -49,7 +67,12 @@ mod tests {
     #[test]
     fn wrong_arguments_are_named() {
         let table = random_tensor(1, &[11, 6], DType::F32);
-        assert_error(embedding(&table, &[3, 11]), "ids[1]: expected an index below 11, found 11");
+        let message = "ids[1]: expected an index below 11, found 11";
+        assert_error(embedding(&table, &[3, 11]), message);
+        for dtype in DTYPES {
+            let packed = LinearWeight::pack(&table.to_dtype(dtype).unwrap()).unwrap();
+            assert_error(embedding_packed(&packed, &[3, 11]), message);
+        }
         assert_error(
             embedding(&table.narrow(1, 0, 3).unwrap(), &[0]),
             "table: expected a contiguous tensor, found shape [11, 3] with strides [6, 1]",

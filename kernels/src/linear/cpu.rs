@@ -1,176 +1,214 @@
-//! Linear on the CPU: blocks of rows of w that fit a core's cache, each met by all rows of x.
-//! Several products, those of a layer's experts, are cut into blocks together: threads are woken
-//! once for all of them.
-//!
-//! A block of the result is `M x N` dot products that share their loads: small enough for its
-//! sums to stay in registers. What a product adds up in which order does not depend on the block
-//! ([`crate::dot`]). Threads share out the rows of w, never the sum.
-#![allow(clippy::needless_range_loop)] // The indices of a tile go over several arrays at once.
+//! Linear on the CPU: products are cut into parts, some columns each, and threads share out the
+//! parts, each of which goes through its own rows of w once. Several products, those of a layer's
+//! experts, are cut together: threads are woken once for all of them.
 
-use crate::dot::dots;
-use crate::element::Element;
+use std::cell::OnceCell;
+use std::ops::Range;
+
+use super::packed::Packed;
+use super::panels::Inputs;
+use super::{dense, panels};
 use crate::parallel;
-use crate::simd::{Level, Simd, Task};
+use crate::simd::Level;
+use crate::simd::memory::prefer_huge_pages;
+use crate::simd::pairs::COLUMNS;
 use crate::view::{Floats, Rows};
 
-/// Bytes of w that are read once from memory and then met by every row of x: half of a small
-/// second-level cache.
-const BLOCK_BYTES: usize = 256 << 10;
+/// Handing out a piece of work costs some microseconds: a piece takes at least so long, as long as
+/// there is one for each thread.
+const PIECE_NS: usize = 100_000;
 
-/// `w [N, K]` for all rows of `x [T, K]`, with `bias [N]` added.
+/// At most so many pieces for each thread: they even out what threads are otherwise busy with.
+const PIECES_PER_THREAD: usize = 4;
+
+/// From so many bytes on, a result is memory that was never touched: with small pages, having the
+/// system clear each of them takes longer than the product of a few dozen rows.
+const LARGE: usize = 8 << 20;
+
+/// Some rows of x times all of w.
 pub(super) struct Product<'a> {
-    pub(super) x: Rows<'a>,
-    pub(super) w: Floats<'a>,
+    pub(super) rows: Range<usize>,
+    pub(super) w: Matrix<'a>,
+    /// `[N]`.
     pub(super) bias: Option<&'a [f32]>,
 }
 
-/// Products of one N, `out_features`; gives their `[T, N]`, one after the other.
-pub(super) fn linear(products: &[Product<'_>], out_features: usize) -> Vec<f32> {
-    let tokens: usize = products.iter().map(|product| product.x.count).sum();
-    let mut out = vec![0.0; tokens * out_features];
+/// `[N, K]`.
+pub(super) enum Matrix<'a> {
+    /// As it was stored.
+    Dense(Floats<'a>),
+    /// bf16, in panels.
+    Packed(&'a Packed),
+}
+
+/// Some columns of a product.
+pub(super) struct Part<'a> {
+    /// Of the product.
+    pub(super) first: usize,
+    /// `[N]`, for all columns of the product.
+    pub(super) bias: Option<&'a [f32]>,
+    /// `[rows of the product][columns]`.
+    pub(super) out: Vec<&'a mut [f32]>,
+}
+
+/// Products of one N, `out_features`, whose rows follow each other and are all of x; gives
+/// `[T, N]`.
+pub(super) fn linear(x: Rows<'_>, products: &[Product<'_>], out_features: usize) -> Vec<f32> {
+    let mut out = vec![0.0; x.count * out_features];
     if out.is_empty() {
         return out;
     }
-    let level = Level::current();
-    let nanoseconds = products.iter().map(|product| product.nanoseconds(out_features)).sum();
-    let all_features = products.len() * out_features;
-    let (mut blocks, mut rest) = (Vec::new(), out.as_mut_slice());
-    for &Product { x, w, bias } in products {
-        let (part, after) = rest.split_at_mut(x.count * out_features);
-        rest = after;
-        let features = block_features(w.bytes() / out_features, all_features, nanoseconds);
-        let columns = split_columns(part, out_features, features);
-        blocks.extend(columns.into_iter().map(|(first, out)| Block { x, w, bias, first, out }));
+    if size_of_val(out.as_slice()) >= LARGE {
+        prefer_huge_pages(&mut out);
     }
-    parallel::for_each(blocks, nanoseconds, |block| level.run(block));
+    let inputs = OnceCell::new();
+    let operands: Vec<Operands<'_>> = products
+        .iter()
+        .map(|Product { rows, w, .. }| match *w {
+            Matrix::Dense(w) => Operands::Dense(dense::Operands { x: x.part(rows.clone()), w }),
+            Matrix::Packed(w) => {
+                let x = inputs.get_or_init(|| Inputs::new(x));
+                Operands::Packed(panels::Operands { x, rows: (rows.start, rows.len()), w })
+            }
+        })
+        .collect();
+    let strips: Vec<Strips> =
+        operands.iter().map(|operands| operands.strips(out_features)).collect();
+    let nanoseconds = strips.iter().map(|strips| strips.count * strips.nanoseconds).sum();
+    let mut pieces: Vec<Vec<(Operands<'_>, Part<'_>)>> = Vec::new();
+    let mut rest = out.as_mut_slice();
+    for (i, cuts) in cut(&strips, num_pieces(nanoseconds)).into_iter().enumerate() {
+        let bias = products[i].bias;
+        let (own, after) = rest.split_at_mut(products[i].rows.len() * out_features);
+        rest = after;
+        let widths: Vec<usize> =
+            cuts.iter().map(|cut| cut.strips.len() * strips[i].columns).collect();
+        for (cut, out) in cuts.iter().zip(split_columns(own, out_features, &widths)) {
+            pieces.resize_with(pieces.len().max(cut.piece + 1), Vec::new);
+            let first = cut.strips.start * strips[i].columns;
+            pieces[cut.piece].push((operands[i], Part { first, bias, out }));
+        }
+    }
+    let level = Level::current();
+    parallel::for_each(pieces, nanoseconds, |parts| {
+        for (operands, part) in parts {
+            match operands {
+                Operands::Dense(operands) => level.run(dense::Block { operands, part }),
+                Operands::Packed(operands) => panels::Block { operands, part }.run(),
+            }
+        }
+    });
     out
 }
 
-impl Product<'_> {
-    /// An estimate of the time that one thread takes. One row of x is bound by reading w, at some
-    /// 32 bytes per nanosecond while it stays in a cache; many rows are bound by arithmetic, at
-    /// some 48 products per nanosecond.
-    fn nanoseconds(&self, out_features: usize) -> usize {
-        (self.w.bytes() / 32).max(self.x.count * self.x.len * out_features / 48)
+/// What a product reads.
+#[derive(Clone, Copy)]
+enum Operands<'a> {
+    Dense(dense::Operands<'a>),
+    Packed(panels::Operands<'a>),
+}
+
+/// The columns of a product, as many together as are computed together.
+struct Strips {
+    count: usize,
+    columns: usize,
+    /// An estimate of the time that one thread takes for one; not 0.
+    nanoseconds: usize,
+}
+
+impl Operands<'_> {
+    fn strips(&self, out_features: usize) -> Strips {
+        let (columns, nanoseconds) = match self {
+            Self::Dense(operands) => (dense::COLUMNS, operands.nanoseconds(out_features)),
+            Self::Packed(operands) => (COLUMNS, operands.nanoseconds()),
+        };
+        let count = out_features.div_ceil(columns);
+        Strips { count, columns, nanoseconds: nanoseconds.max(1) }
     }
 }
 
-/// How many rows of w, of `row_bytes` each, make a block: a multiple of what one tile takes.
-/// `all_features` is what there is to share out.
-fn block_features(row_bytes: usize, all_features: usize, nanoseconds: usize) -> usize {
-    let fitting = BLOCK_BYTES / row_bytes.max(1);
-    let shared = if parallel::is_worth_it(nanoseconds) {
-        all_features.div_ceil(4 * rayon::current_num_threads())
-    } else {
-        all_features
-    };
-    fitting.min(shared).max(1).next_multiple_of(24)
+/// How many pieces are made of work that one thread does in `nanoseconds`.
+fn num_pieces(nanoseconds: usize) -> usize {
+    if !parallel::is_worth_it(nanoseconds) {
+        return 1;
+    }
+    let threads = rayon::current_num_threads();
+    threads * (nanoseconds / (threads * PIECE_NS)).clamp(1, PIECES_PER_THREAD)
 }
 
-/// Cuts the columns of `out`, `[T, out_features]`, into blocks of `features`: the first column of
-/// each, and its part of each row.
-fn split_columns(
-    out: &mut [f32],
+/// Strips of one product that belong to one piece.
+#[derive(Debug, PartialEq)]
+struct Cut {
+    piece: usize,
+    strips: Range<usize>,
+}
+
+/// Shares out the strips of all products among `pieces` that take equally long: for each product,
+/// its cuts from its first strip to its last.
+fn cut(products: &[Strips], pieces: usize) -> Vec<Vec<Cut>> {
+    let total: usize = products.iter().map(|strips| strips.count * strips.nanoseconds).sum();
+    let mut before = 0;
+    let mut all = Vec::with_capacity(products.len());
+    for &Strips { count, nanoseconds, .. } in products {
+        let (mut cuts, mut start) = (Vec::new(), 0);
+        while start < count {
+            // A strip belongs to the piece in whose time it begins.
+            let piece = (before + start * nanoseconds) * pieces / total;
+            let piece_end = ((piece + 1) * total).div_ceil(pieces);
+            let end = (piece_end - before).div_ceil(nanoseconds).min(count);
+            cuts.push(Cut { piece, strips: start..end });
+            start = end;
+        }
+        before += count * nanoseconds;
+        all.push(cuts);
+    }
+    all
+}
+
+/// Cuts the columns of `out`, `[T, out_features]`, into blocks of these widths, the last of which
+/// may be narrower: for each block, its part of each row.
+fn split_columns<'a>(
+    out: &'a mut [f32],
     out_features: usize,
-    features: usize,
-) -> Vec<(usize, Vec<&mut [f32]>)> {
+    widths: &[usize],
+) -> Vec<Vec<&'a mut [f32]>> {
     let tokens = out.len() / out_features;
-    let firsts = (0..out_features).step_by(features);
-    let mut blocks: Vec<_> = firsts.map(|first| (first, Vec::with_capacity(tokens))).collect();
-    for row in out.chunks_exact_mut(out_features) {
-        for (block, part) in blocks.iter_mut().zip(row.chunks_mut(features)) {
-            block.1.push(part);
+    let mut blocks: Vec<_> = widths.iter().map(|_| Vec::with_capacity(tokens)).collect();
+    for mut row in out.chunks_exact_mut(out_features) {
+        for (block, &width) in blocks.iter_mut().zip(widths) {
+            let (part, rest) = row.split_at_mut(width.min(row.len()));
+            block.push(part);
+            row = rest;
         }
     }
     blocks
 }
 
-/// All rows of x by the rows of w from `first` on, as many as each of `out` has elements.
-struct Block<'a> {
-    x: Rows<'a>,
-    w: Floats<'a>,
-    bias: Option<&'a [f32]>,
-    first: usize,
-    /// `[T][features]`.
-    out: Vec<&'a mut [f32]>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Task for Block<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        match self.w {
-            Floats::F32(w) => self.multiply(s, w),
-            Floats::F16(w) => self.multiply(s, w),
-            Floats::Bf16(w) => self.multiply(s, w),
+    /// Products of so many strips that take so long each; gives how long each piece takes.
+    fn check(products: &[(usize, usize)], pieces: usize) -> Vec<usize> {
+        let strips = |&(count, nanoseconds)| Strips { count, columns: 1, nanoseconds };
+        let cuts = cut(&products.iter().map(strips).collect::<Vec<_>>(), pieces);
+        let mut times = vec![0; pieces];
+        for (cuts, &(count, nanoseconds)) in cuts.iter().zip(products) {
+            let strips: Vec<usize> = cuts.iter().flat_map(|cut| cut.strips.clone()).collect();
+            assert_eq!(strips, (0..count).collect::<Vec<_>>(), "each strip once, in order");
+            assert!(cuts.iter().all(|cut| !cut.strips.is_empty()));
+            cuts.iter().for_each(|cut| times[cut.piece] += cut.strips.len() * nanoseconds);
         }
-    }
-}
-
-impl Block<'_> {
-    #[inline(always)]
-    fn multiply<S: Simd, E: Element>(mut self, s: S, w: &[E]) {
-        let mut t = 0;
-        // Tiles of sixteen vectors need more registers than a narrow level has: its vectors take
-        // two or four each.
-        if S::WIDE {
-            t = self.tokens::<S, E, 4, 4>(s, w, t);
-            t = self.tokens::<S, E, 3, 4>(s, w, t);
-            t = self.tokens::<S, E, 2, 8>(s, w, t);
-            self.tokens::<S, E, 1, 8>(s, w, t);
-        } else {
-            t = self.tokens::<S, E, 2, 3>(s, w, t);
-            self.tokens::<S, E, 1, 4>(s, w, t);
-        }
+        times
     }
 
-    /// As many groups of M rows of x, from row `t` on, as there are; gives the row after them.
-    #[inline(always)]
-    fn tokens<S: Simd, E: Element, const M: usize, const N: usize>(
-        &mut self,
-        s: S,
-        w: &[E],
-        mut t: usize,
-    ) -> usize {
-        let features = self.out[0].len();
-        while t + M <= self.x.count {
-            let mut n = 0;
-            while n + N <= features {
-                self.tile::<S, E, M, N>(s, w, (t, n));
-                n += N;
-            }
-            while n < features {
-                self.tile::<S, E, M, 1>(s, w, (t, n));
-                n += 1;
-            }
-            t += M;
-        }
-        t
-    }
-
-    /// The products of rows `t..t+M` of x and rows `first+n..first+n+N` of w.
-    #[inline(always)]
-    fn tile<S: Simd, E: Element, const M: usize, const N: usize>(
-        &mut self,
-        s: S,
-        w: &[E],
-        (t, n): (usize, usize),
-    ) {
-        let (len, first) = (self.x.len, self.first + n);
-        let (mut x_rows, mut w_rows) = ([[].as_slice(); M], [[].as_slice(); N]);
-        for m in 0..M {
-            x_rows[m] = self.x.row(t + m);
-        }
-        for i in 0..N {
-            w_rows[i] = &w[(first + i) * len..][..len];
-        }
-        let products = dots(s, x_rows, w_rows);
-        for m in 0..M {
-            for i in 0..N {
-                let bias = self.bias.map_or(0.0, |bias| bias[first + i]);
-                self.out[t + m][n + i] = products[m][i] + bias;
-            }
-        }
+    #[test]
+    fn pieces_take_equally_long_but_for_one_strip() {
+        assert_eq!(check(&[(32, 7)], 2), [112, 112]);
+        assert_eq!(check(&[(33, 7)], 2), [119, 112]);
+        assert_eq!(check(&[(10, 5)], 4), [15, 10, 15, 10]);
+        assert_eq!(check(&[(1, 5)], 2), [5, 0]);
+        assert_eq!(check(&[(4, 10), (4, 30)], 2), [100, 60]);
+        assert_eq!(check(&[(8, 1), (0, 9), (8, 1), (8, 1)], 3), [8, 8, 8]);
     }
 }

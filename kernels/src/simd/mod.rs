@@ -8,13 +8,22 @@
 //! Every level has sixteen lanes and adds them up in the same order ([`Simd::sum`]), so all
 //! processors with fused multiply-add give the same bits.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 pub(crate) mod math;
+pub(crate) mod memory;
+pub(crate) mod pairs;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86_bf16;
 
 use half::{bf16, f16};
 
+use self::pairs::Pairs;
+#[cfg(test)]
+use self::pairs::Units;
 use portable::Portable;
 
 /// Lanes of a vector.
@@ -34,7 +43,11 @@ pub(crate) trait Simd: Copy {
     fn load(self, x: &[f32; LANES]) -> Self::V;
     fn load_f16(self, x: &[f16; LANES]) -> Self::V;
     fn load_bf16(self, x: &[bf16; LANES]) -> Self::V;
+    /// The first of each pair, and the second, widened.
+    fn load_pairs(self, x: &Pairs) -> [Self::V; 2];
     fn store(self, v: Self::V, to: &mut [f32; LANES]);
+    /// Begins to bring what lies at `address`, which may be anything, into the caches.
+    fn prefetch(self, address: *const u8);
     /// `a * b + c`.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
 
@@ -84,7 +97,7 @@ impl Level {
     /// The best one: the same in every call, but where a test has chosen another.
     pub(crate) fn current() -> Self {
         #[cfg(test)]
-        if let Some(level) = FORCED.get() {
+        if let Some(Units::Widened(level)) = FORCED.get() {
             return level;
         }
         Self::best()
@@ -128,14 +141,25 @@ pub fn instruction_set() -> &'static str {
 
 #[cfg(test)]
 thread_local! {
-    static FORCED: std::cell::Cell<Option<Level>> = const { std::cell::Cell::new(None) };
+    static FORCED: std::cell::Cell<Option<Units>> = const { std::cell::Cell::new(None) };
 }
 
 /// Runs `test` once for each instruction set that this processor has.
 #[cfg(test)]
 pub(crate) fn at_every_level(test: impl Fn()) {
     for level in every_level() {
-        FORCED.set(Some(level));
+        FORCED.set(Some(Units::Widened(level)));
+        test();
+        FORCED.set(None);
+    }
+}
+
+/// Runs `test` once for each instruction set, and once for each kind of units for products with
+/// bf16 weights, that this processor has.
+#[cfg(test)]
+pub(crate) fn with_all_units(test: impl Fn()) {
+    for units in Units::all() {
+        FORCED.set(Some(units));
         test();
         FORCED.set(None);
     }

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use super::pairs::Pairs;
 use super::{LANES, Simd};
 
 /// Needs nothing.
@@ -35,9 +36,17 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn load_pairs(self, x: &Pairs) -> [[f32; LANES]; 2] {
+        [0, 1].map(|i| x.map(|pair| f32::from_bits(u32::from(pair[i].to_bits()) << 16)))
+    }
+
+    #[inline(always)]
     fn store(self, v: [f32; LANES], to: &mut [f32; LANES]) {
         *to = v;
     }
+
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
 
     #[inline(always)]
     fn fma(self, a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {

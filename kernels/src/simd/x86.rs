@@ -8,6 +8,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::pairs::Pairs;
 use super::{LANES, Simd, Task};
 
 /// The proof that the processor has AVX-512 F, with AVX2, FMA and F16C.
@@ -63,9 +64,27 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_pairs(self, x: &Pairs) -> [__m512; 2] {
+        // SAFETY: `self` comes from `detect`; the array has 64 bytes, alignment is not asked for.
+        unsafe {
+            let bits = _mm512_loadu_si512(x.as_ptr().cast());
+            let first = _mm512_slli_epi32::<16>(bits);
+            let second = _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_castsi512_ps(first), _mm512_castsi512_ps(second)]
+        }
+    }
+
+    #[inline(always)]
     fn store(self, v: __m512, to: &mut [f32; LANES]) {
         // SAFETY: `self` comes from `detect`; the array has 64 bytes, alignment is not asked for.
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), v) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        // SAFETY: every processor of this architecture has the instruction; it ignores addresses
+        // where nothing can be read.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 
     #[inline(always)]
@@ -178,6 +197,23 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_pairs(self, x: &Pairs) -> [[__m256; 2]; 2] {
+        let (low, high) = x.split_at(8);
+        // SAFETY: `self` comes from `detect`; both halves have 32 bytes, unaligned is fine.
+        unsafe {
+            let mask = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let low = _mm256_loadu_si256(low.as_ptr().cast());
+            let high = _mm256_loadu_si256(high.as_ptr().cast());
+            let first = [_mm256_slli_epi32::<16>(low), _mm256_slli_epi32::<16>(high)];
+            let second = [_mm256_and_si256(low, mask), _mm256_and_si256(high, mask)];
+            [
+                [_mm256_castsi256_ps(first[0]), _mm256_castsi256_ps(first[1])],
+                [_mm256_castsi256_ps(second[0]), _mm256_castsi256_ps(second[1])],
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn store(self, v: [__m256; 2], to: &mut [f32; LANES]) {
         let (low, high) = to.split_at_mut(8);
         // SAFETY: `self` comes from `detect`; both halves have 32 bytes, unaligned is fine.
@@ -185,6 +221,13 @@ impl Simd for Avx2 {
             _mm256_storeu_ps(low.as_mut_ptr(), v[0]);
             _mm256_storeu_ps(high.as_mut_ptr(), v[1]);
         }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        // SAFETY: every processor of this architecture has the instruction; it ignores addresses
+        // where nothing can be read.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 
     #[inline(always)]
