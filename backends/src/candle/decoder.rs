@@ -13,16 +13,18 @@ use super::weights::names::NormRole;
 use crate::LoadError;
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
+use millstream_kernels::embedding::{embedding, embedding_packed};
 use millstream_kernels::linear::{LinearWeight, linear};
 use millstream_kernels::rope::RopeTable;
-use millstream_kernels::{KernelError, add::add, embedding::embedding};
+use millstream_kernels::{KernelError, add::add};
 use std::sync::Arc;
 
 type Result<T, E = KernelError> = std::result::Result<T, E>;
 
 /// A model's weights, ready to compute.
 pub(crate) struct Decoder {
-    embed: Tensor,
+    /// `[vocab, hidden]`; none where the head is the same matrix.
+    embed: Option<Tensor>,
     embed_scale: Option<f32>,
     layers: Vec<Layer>,
     final_norm: Norm,
@@ -55,7 +57,13 @@ impl Decoder {
     ) -> Result<Self, LoadError> {
         let (vocab, hidden) = (spec.vocab, spec.hidden);
         let names = weights.names(spec.layout, spec.layers.len());
+        let pack = |matrix: &Tensor| LinearWeight::pack(matrix).map_err(device_error);
         let embed = weights.matrix(&[(names.embed(), vocab)], hidden)?;
+        // The head is packed before anything else is in memory, and serves as the table then.
+        let (embed, tied_head) = match spec.head.tied {
+            true => (None, Some(pack(&embed)?)),
+            false => (Some(embed), None),
+        };
         let mut ropes = RopeTables { tables: Vec::new(), max_model_len };
         let mut layers = Vec::with_capacity(spec.layers.len());
         for (index, layer) in spec.layers.iter().enumerate() {
@@ -63,16 +71,16 @@ impl Decoder {
             layers.push(Layer::load(&mut from, layer, &mut ropes)?);
         }
         let final_norm = weights.vector(&[(names.final_norm(), hidden)])?;
-        let head = match spec.head.tied {
-            true => embed.clone(),
-            false => weights.matrix(&[(names.head(), vocab)], hidden)?,
+        let head = match tied_head {
+            Some(head) => head,
+            None => pack(&weights.matrix(&[(names.head(), vocab)], hidden)?)?,
         };
         Ok(Self {
             embed,
             embed_scale: embed_scale(&spec.embed, weights.dtype()),
             layers,
             final_norm: Norm::new(final_norm, spec.final_norm)?,
-            head: LinearWeight::pack(&head).map_err(device_error)?,
+            head,
             head_spec: spec.head.clone(),
         })
     }
@@ -80,7 +88,11 @@ impl Decoder {
     /// Runs the tokens of a pass, writes their keys and values to the cache, and returns the
     /// residual stream after the last layer, `[T, hidden]`.
     pub(crate) fn forward(&self, ids: &[u32], pass: &Pass<'_>, cache: &KvCache) -> Result<Tensor> {
-        let mut x = scaled(embedding(&self.embed, ids)?, self.embed_scale)?; // [T,hidden]
+        let x = match &self.embed {
+            Some(table) => embedding(table, ids)?,
+            None => embedding_packed(&self.head, ids)?,
+        };
+        let mut x = scaled(x, self.embed_scale)?; // [T,hidden]
         for (layer, cache) in self.layers.iter().zip(&cache.layers) {
             x = layer.forward(&x, pass, cache)?; // [T,hidden]
         }

@@ -49,8 +49,8 @@ impl Moe {
             spec: spec.clone(),
             router,
             select_bias,
-            gate_up: Experts::pack(&experts.gate_up, experts.gate_up_bias)?,
-            down: Experts::pack(&experts.down, experts.down_bias)?,
+            gate_up: Experts::pack(experts.gate_up, experts.gate_up_bias)?,
+            down: Experts::pack(experts.down, experts.down_bias)?,
             shared,
         })
     }
@@ -81,8 +81,10 @@ struct Experts {
 }
 
 impl Experts {
-    fn pack(matrices: &[Tensor], bias: Option<Tensor>) -> Result<Self, LoadError> {
-        let weights: Result<_, _> = matrices.iter().map(LinearWeight::pack).collect();
+    fn pack(matrices: Vec<Tensor>, bias: Option<Tensor>) -> Result<Self, LoadError> {
+        // Each matrix goes as it is packed.
+        let weights: Result<_, _> =
+            matrices.into_iter().map(|matrix| LinearWeight::pack(&matrix)).collect();
         Ok(Self { weights: weights.map_err(device_error)?, bias })
     }
 
