@@ -61,12 +61,12 @@ impl Bench {
             start.elapsed()
         };
         timed();
-        let mut times = vec![timed()];
-        while times.iter().sum::<Duration>() < MEASURED {
-            times.push(timed());
+        let (mut best, mut total) = (Duration::MAX, Duration::ZERO);
+        while total < MEASURED {
+            let time = timed();
+            (best, total) = (best.min(time), total + time);
         }
-        let best = times.iter().min().map_or(0, Duration::as_nanos);
-        let ns = best.max(1) as f64;
+        let ns = best.as_nanos().max(1) as f64;
         let (bandwidth, speed) = (bytes as f64 / ns, flops as f64 / ns);
         println!("{name:<52} {ns:>12.0} {bandwidth:>9.2} {speed:>9.2}");
     }
