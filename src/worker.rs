@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use millstream_backends::candle::{self, LoadOptions};
 use millstream_backends::mock::{MockConfig, MockGroup, MockModel};
-use millstream_backends::{LoadError, Model, Progress};
+use millstream_backends::{LoadError, Model, Progress, threads};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
@@ -29,9 +29,13 @@ pub(crate) fn run(args: WorkerArgs) -> anyhow::Result<()> {
     if args.follow_stdin {
         follow_stdin(args.listen.clone())?;
     }
-    start_compute_threads()?;
+    start_compute_threads(&args.model)?;
     let options = args.model;
+    // Runs on the thread that will run the steps.
     let load = move |progress: &Progress| {
+        if options.pin_cpu_threads {
+            threads::pin_caller().map_err(|error| LoadError::Device(error.to_string()))?;
+        }
         let model = load(&options, progress)?;
         if args.follow_stdin {
             // Nobody reads it only if the parent is gone, and then this process ends anyway.
@@ -77,15 +81,12 @@ fn follow_stdin(socket: PathBuf) -> io::Result<()> {
     std::thread::Builder::new().name("follow-stdin".into()).spawn(follow).map(drop)
 }
 
-/// One thread per physical core, unless RAYON_NUM_THREADS says otherwise: what is computed keeps a
-/// core's units busy, and a second thread on it would only take turns.
-fn start_compute_threads() -> anyhow::Result<()> {
-    let mut threads = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("compute-{i}"));
-    if std::env::var_os("RAYON_NUM_THREADS").is_none() {
-        // The second number knows what a container may use.
-        threads = threads.num_threads(num_cpus::get_physical().min(num_cpus::get()).max(1));
-    }
-    threads.build_global().context("cannot start the compute threads")
+/// Starts the threads that compute.
+fn start_compute_threads(args: &ModelArgs) -> anyhow::Result<()> {
+    // The second number knows what a container may use.
+    let cores = || num_cpus::get_physical().min(num_cpus::get());
+    let count = args.cpu_threads.map_or_else(cores, usize::from);
+    threads::start(count, args.pin_cpu_threads).context("--cpu-threads")
 }
 
 fn load(args: &ModelArgs, progress: &Progress) -> Result<Box<dyn Model>, LoadError> {

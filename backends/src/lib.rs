@@ -23,7 +23,7 @@ pub mod source;
 pub use batch::{Batch, BatchRow};
 pub use error::{LoadError, WorkerError};
 pub use executor::Executor;
-pub use millstream_kernels::instruction_set;
+pub use millstream_kernels::{instruction_set, threads};
 pub use model::{Model, RowFailure, SampledLogprobs, SampledToken};
 pub use progress::Progress;
 pub use sampling::{Sampler, SamplingParams};

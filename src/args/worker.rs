@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
 use super::LogArgs;
@@ -49,6 +50,19 @@ pub(crate) struct ModelArgs {
     /// What computes: `auto` takes the best device that this build knows, `cpu` the processor.
     #[arg(long, env = "DEVICE", default_value = "auto", value_name = "DEVICE", value_parser = device)]
     pub(crate) device: Device,
+
+    /// Threads that compute, the one that runs the steps counted in. Default: one for each physical
+    /// core that the process may use, because what is computed keeps a core's units busy.
+    #[arg(long, env = "CPU_THREADS", value_name = "THREADS",
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) cpu_threads: Option<u16>,
+
+    /// Keep each compute thread on a processor of its own, for machines that do nothing else: true
+    /// or false.
+    #[arg(long, env = "PIN_CPU_THREADS", default_value = "false", value_name = "BOOL",
+          value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) pin_cpu_threads: bool,
 
     /// Memory for keys and values, in bytes or with a unit (512MiB, 8GB): more memory lets more and
     /// longer sequences run at once. Default: taken from the memory that is free after loading.
@@ -141,6 +155,8 @@ impl ModelArgs {
                 Device::Cpu => "--device=cpu".to_owned(),
             },
         ];
+        words.extend(self.cpu_threads.map(|count| format!("--cpu-threads={count}")));
+        words.push(format!("--pin-cpu-threads={}", self.pin_cpu_threads));
         words.extend(self.model_id.as_ref().map(|id| format!("--model-id={id}")));
         words.extend(self.dtype.as_ref().map(|dtype| format!("--dtype={}", value_name(dtype))));
         words.extend(self.kv_cache_memory.map(|bytes| format!("--kv-cache-memory={bytes}")));

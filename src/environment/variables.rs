@@ -20,7 +20,6 @@ const OTHERS: &[&str] = &[
     "HTTP_PROXY",
     "NO_COLOR",
     "NO_PROXY",
-    "RAYON_NUM_THREADS",
     "RUST_BACKTRACE",
     "REQUESTS_CA_BUNDLE",
     "RUST_LOG",

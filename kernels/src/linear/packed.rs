@@ -7,12 +7,13 @@
 //!
 //! A panel is one run of memory that a product reads from its beginning to its end. What is
 //! missing of the last panel and of the last tile of k is zero.
+#![allow(unsafe_code)] // Memory that is written by several threads before it is a vector.
 
 use std::fmt;
 
 use half::bf16;
-use rayon::prelude::*;
 
+use crate::parallel;
 use crate::simd::LANES;
 use crate::simd::memory::prefer_huge_pages;
 use crate::simd::pairs::{COLUMNS, Line, TILE_PAIRS};
@@ -37,11 +38,19 @@ impl Packed {
         let pairs = in_features.div_ceil(2).next_multiple_of(TILE_PAIRS);
         let panels: Vec<&[bf16]> = w.chunks(COLUMNS * in_features).collect();
         let mut lines = Vec::with_capacity(panels.len() * pairs);
-        prefer_huge_pages(lines.spare_capacity_mut());
-        (0..panels.len() * pairs)
-            .into_par_iter()
-            .map(|line| pack_line(panels[line / pairs], in_features, line % pairs))
-            .collect_into_vec(&mut lines);
+        let len = panels.len() * pairs;
+        let memory = &mut lines.spare_capacity_mut()[..len];
+        prefer_huge_pages(memory);
+        // Some 4 bytes a nanosecond.
+        parallel::for_rows(memory, pairs, len * size_of::<Line>() / 4, |first, memory| {
+            for (panel, lines) in memory.chunks_exact_mut(pairs).enumerate() {
+                for (k, line) in lines.iter_mut().enumerate() {
+                    line.write(pack_line(panels[first + panel], in_features, k));
+                }
+            }
+        });
+        // SAFETY: there is memory for `len` lines, and each of them was written above.
+        unsafe { lines.set_len(len) };
         Self { lines, pairs }
     }
 

@@ -22,6 +22,7 @@ use super::amx::Amx;
 use super::x86_bf16::Avx512Bf16;
 use super::{LANES, Level, Simd};
 use crate::parallel;
+use crate::threads;
 use crate::view::Rows;
 
 /// Elements 2k and 2k + 1 of sixteen columns.
@@ -105,6 +106,8 @@ pub(crate) trait PairDot: Copy {
     fn store(self, v: Self::V, to: &mut [f32; LANES]);
     /// Begins to bring what lies at `address`, which may be anything, into the caches.
     fn prefetch(self, address: *const u8);
+    /// The same, but into the second-level cache only.
+    fn prefetch_far(self, address: *const u8);
 }
 
 impl<S: Simd> PairDot for S {
@@ -144,6 +147,11 @@ impl<S: Simd> PairDot for S {
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
         Simd::prefetch(self, address);
+    }
+
+    #[inline(always)]
+    fn prefetch_far(self, address: *const u8) {
+        Simd::prefetch_far(self, address);
     }
 }
 
@@ -234,7 +242,7 @@ fn filled<E: Copy + Send + Sync>(
     fill: impl Fn(&[f32], &mut [E]) + Send + Sync,
 ) -> Aligned<E> {
     let mut pairs = Aligned::new(zero, x.count * stride);
-    let rows = x.count.div_ceil(rayon::current_num_threads());
+    let rows = x.count.div_ceil(threads::count());
     let parts: Vec<_> =
         pairs[..x.count * stride].chunks_mut((rows * stride).max(1)).enumerate().collect();
     // Some 16 elements a nanosecond.

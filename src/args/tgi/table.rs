@@ -183,7 +183,7 @@ pub(super) const TABLE: &[Variable] = &[
     ignored("NVIDIA_VISIBLE_DEVICES", Environment, CPU_ONLY).unless(&["all", "void", "none"]),
     ignored("ZE_AFFINITY_MASK", Environment, CPU_ONLY),
     ignored("XPU_MEMORY_FRACTION", Environment, CPU_ONLY),
-    ignored("OMP_NUM_THREADS", Environment, "RAYON_NUM_THREADS sets the compute threads"),
+    ignored("OMP_NUM_THREADS", Environment, "CPU_THREADS sets the compute threads"),
     ignored("DISABLE_EXLLAMA", Environment, NO_QUANTISED),
     ignored("EXLLAMA_VERSION", Environment, NO_QUANTISED),
     ignored("MAX_IMAGE_FETCH_SIZE", Environment, "images are never fetched"),

@@ -8,7 +8,7 @@
 
 use super::element::Element;
 use super::names;
-use rayon::prelude::*;
+use millstream_kernels::threads;
 
 /// Half the width of the uniform distribution: about what models are initialised with.
 const SPREAD: f32 = 0.035;
@@ -16,14 +16,18 @@ const SPREAD: f32 = 0.035;
 const POOL: usize = 1 << 16;
 /// Elements copied together; a fraction of the pool, so that pieces differ.
 const PIECE: usize = 1 << 10;
+/// Pieces that a thread takes at a time.
+const SHARE: usize = 64;
 
 /// Fills `out` with the values of tensor `name`: around one for a norm, around zero otherwise.
 pub(crate) fn fill<T: Element>(name: &str, out: &mut [T]) {
     let seed = name.bytes().fold(0, |hash, byte| splitmix(hash ^ u64::from(byte)));
     let pool: Vec<T> = pool(seed, if names::is_norm(name) { 1.0 } else { 0.0 });
-    out.par_chunks_mut(PIECE).enumerate().for_each(|(index, piece)| {
-        let place = splitmix(seed ^ index as u64) as usize % (POOL - PIECE + 1);
-        piece.copy_from_slice(&pool[place..place + piece.len()]);
+    threads::for_chunks(out, SHARE * PIECE, |share, out| {
+        for (index, piece) in (share * SHARE..).zip(out.chunks_mut(PIECE)) {
+            let place = splitmix(seed ^ index as u64) as usize % (POOL - PIECE + 1);
+            piece.copy_from_slice(&pool[place..place + piece.len()]);
+        }
     });
 }
 

@@ -3,7 +3,7 @@
 use candle_core::{DType, WithDType};
 use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
-use rayon::prelude::*;
+use millstream_kernels::threads;
 use safetensors::tensor::Dtype;
 
 /// A type that weights are computed in.
@@ -91,9 +91,8 @@ fn each<T: Element, const N: usize>(
 ) {
     let (elements, rest) = bytes.as_chunks::<N>();
     assert!(rest.is_empty() && elements.len() == out.len(), "one element per output");
-    let chunks = out.par_chunks_mut(CHUNK).zip(elements.par_chunks(CHUNK));
-    chunks.for_each(|(out, elements)| {
-        for (out, element) in out.iter_mut().zip(elements) {
+    threads::for_chunks(out, CHUNK, |chunk, out| {
+        for (out, element) in out.iter_mut().zip(&elements[chunk * CHUNK..]) {
             *out = read(*element);
         }
     });
