@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Tensor};
 use millstream_kernels::activation::{Activation, gated};
 use millstream_kernels::add::add;
-use millstream_kernels::embedding::embedding;
+use millstream_kernels::embedding::{Table, embedding};
 use millstream_kernels::kv_cache;
 use millstream_kernels::linear::{LinearWeight, grouped_linear, linear};
 use millstream_kernels::moe::{Grouping, Order, Routing, Score, combine, gather, route};
@@ -246,7 +246,7 @@ impl Bench {
             let ids: Vec<u32> = (0..tokens as u32).map(|t| t * 7919 % 4096).collect();
             let name = format!("embedding T={tokens} hidden=1024 BF16");
             self.line(&name, (6 * 1024 * tokens, 0), |_| {
-                black_box(embedding(&table, &ids)).expect("embedding");
+                black_box(embedding(Table::Stored(&table), &ids)).expect("embedding");
             });
             let cache = random(&[64, 8, 16, 128])?.to_dtype(DType::BF16)?;
             let (cache_k, cache_v) = (cache.copy()?, cache);

@@ -1,5 +1,6 @@
 //! The numbers that weights and caches are made of.
 
+use candle_core::{CpuStorage, DType};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -7,8 +8,13 @@ use crate::simd::{LANES, Simd};
 
 /// f32, f16 or bf16.
 pub(crate) trait Element: Copy + Send + Sync {
+    /// What candle calls it.
+    const DTYPE: DType;
     /// Zero.
     const ZERO: Self;
+
+    /// The elements of a storage of this type.
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
 
     /// Sixteen of them, widened: exact.
     fn load<S: Simd>(s: S, x: &[Self; LANES]) -> S::V;
@@ -21,7 +27,15 @@ pub(crate) trait Element: Copy + Send + Sync {
 }
 
 impl Element for f32 {
+    const DTYPE: DType = DType::F32;
     const ZERO: f32 = 0.0;
+
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [f32]> {
+        match storage {
+            CpuStorage::F32(elements) => Some(elements),
+            _ => None,
+        }
+    }
 
     #[inline(always)]
     fn load<S: Simd>(s: S, x: &[f32; LANES]) -> S::V {
@@ -38,7 +52,15 @@ impl Element for f32 {
 }
 
 impl Element for f16 {
+    const DTYPE: DType = DType::F16;
     const ZERO: f16 = f16::ZERO;
+
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [f16]> {
+        match storage {
+            CpuStorage::F16(elements) => Some(elements),
+            _ => None,
+        }
+    }
 
     #[inline(always)]
     fn load<S: Simd>(s: S, x: &[f16; LANES]) -> S::V {
@@ -55,7 +77,15 @@ impl Element for f16 {
 }
 
 impl Element for bf16 {
+    const DTYPE: DType = DType::BF16;
     const ZERO: bf16 = bf16::ZERO;
+
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [bf16]> {
+        match storage {
+            CpuStorage::BF16(elements) => Some(elements),
+            _ => None,
+        }
+    }
 
     #[inline(always)]
     fn load<S: Simd>(s: S, x: &[bf16; LANES]) -> S::V {

@@ -27,18 +27,24 @@ mod dot;
 mod element;
 pub mod embedding;
 mod error;
+pub mod heads;
 pub mod kv_cache;
 pub mod layer_norm;
 pub mod linear;
+pub mod logits;
 pub mod moe;
+pub mod norm;
 pub mod paged_attention;
 mod parallel;
 pub mod peak;
+pub mod residual;
 pub mod rms_norm;
 pub mod rope;
+mod scratch;
 mod simd;
 #[cfg(test)]
 mod testing;
+pub mod threads;
 mod view;
 
 pub use error::KernelError;

@@ -2,12 +2,16 @@
 //!
 //! A [`Locked`] tensor holds candle's read lock for as long as its slices are borrowed.
 
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, DType, Device, Layout, Storage, StorageRef, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, StorageRef, Tensor};
 use half::{bf16, f16};
 
+use crate::element::Element;
+use crate::simd::memory::prefer_huge_pages;
 use crate::{KernelError, Result};
 
 /// The dimensions of `x`, which must have as many as `names` has.
@@ -79,6 +83,78 @@ pub(crate) fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
     Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
 }
 
+/// Calls `f` with the elements of `out`, which must be contiguous, on the CPU, of type `E`, and
+/// share its memory with none of `read`; whoever else reads `out` in the meantime waits.
+pub(crate) fn write<E: Element>(
+    out: &Tensor,
+    argument: &'static str,
+    read: &[Option<&Locked<'_>>],
+    f: impl FnOnce(&mut [E]),
+) -> Result<()> {
+    let locked = Locked::new(out, argument)?;
+    if locked.layout.contiguous_offsets().is_none() {
+        return Err(wrong_layout(argument, "a contiguous tensor", locked.layout));
+    }
+    if let Some(other) = read.iter().flatten().find(|other| other.memory() == locked.memory()) {
+        return Err(shared(argument, other.argument));
+    }
+    if out.dtype() != E::DTYPE {
+        let (expected, found) = (E::DTYPE.as_str(), out.dtype());
+        return Err(KernelError::DType { argument, expected, found });
+    }
+    drop(locked);
+    out.inplace_op1(&Write { f: Cell::new(Some(f)), elements: PhantomData })?;
+    Ok(())
+}
+
+/// Checks that two tensors that will be written do not share their memory.
+pub(crate) fn distinct(x: (&Tensor, &'static str), y: (&Tensor, &'static str)) -> Result<()> {
+    // One after the other: a lock that is held twice may wait for itself.
+    let memory = |(x, argument)| Ok::<_, KernelError>(Locked::new(x, argument)?.memory());
+    if memory(x)? == memory(y)? {
+        return Err(shared(x.1, y.1));
+    }
+    Ok(())
+}
+
+/// [`write()`] as candle's in-place operation: candle holds the write lock.
+struct Write<F, E> {
+    /// Called once.
+    f: Cell<Option<F>>,
+    elements: PhantomData<E>,
+}
+
+impl<E: Element, F: FnOnce(&mut [E])> InplaceOp1 for Write<F, E> {
+    fn name(&self) -> &'static str {
+        "write"
+    }
+
+    fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let parts = (layout.contiguous_offsets(), E::slice_mut(out), self.f.take());
+        let (Some((start, end)), Some(out), Some(f)) = parts else {
+            unreachable!("`write` checked layout and dtype, and runs this once");
+        };
+        f(&mut out[start..end]);
+        Ok(())
+    }
+}
+
+fn shared(argument: &'static str, other: &'static str) -> KernelError {
+    let rule = "memory that no other argument shares".to_owned();
+    KernelError::Value { argument, rule, found: format!("that of {other}") }
+}
+
+/// A tensor to be written, on the CPU: in large pages where it is large, because having the system
+/// clear each small page of it would take longer than a product of a few dozen rows.
+pub(crate) fn empty(shape: &[usize]) -> Result<Tensor> {
+    const LARGE: usize = 8 << 20;
+    let mut out = vec![0.0_f32; shape.iter().product()];
+    if size_of_val(out.as_slice()) >= LARGE {
+        prefer_huge_pages(&mut out);
+    }
+    tensor(out, shape)
+}
+
 /// The elements of a tensor in row-major order, in the dtype it was stored in.
 #[derive(Clone, Copy)]
 pub(crate) enum Floats<'a> {
@@ -145,6 +221,11 @@ impl<'a> Locked<'a> {
             Storage::Cpu(storage) => storage,
             _ => unreachable!("`new` accepts tensors on the cpu only"),
         }
+    }
+
+    /// Where its memory is managed: the same for all tensors that share it.
+    fn memory(&self) -> *const Storage {
+        &raw const *self.storage
     }
 
     /// See [`rows`].

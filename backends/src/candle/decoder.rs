@@ -3,6 +3,7 @@
 //! It holds weights and no state: what a sequence has seen is in the cache, which it is given.
 
 use super::cache::{KvCache, LayerCache};
+use super::clock::Part;
 use super::device_error;
 use super::layers::{Attention, Mlp, Norm, Pass};
 use super::moe::Moe;
@@ -10,13 +11,16 @@ use super::spec::{Embed, Ffn, Head, LayerSpec, Mixer, ModelSpec, Rope, Wiring};
 use super::weights::Weights;
 use super::weights::layer::LayerWeights;
 use super::weights::names::NormRole;
+use super::workspace::Workspace;
 use crate::LoadError;
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
-use millstream_kernels::embedding::{embedding, embedding_packed};
-use millstream_kernels::linear::{LinearWeight, linear};
+use millstream_kernels::embedding::{Table, embedding_into};
+use millstream_kernels::linear::{LinearWeight, linear_into};
+use millstream_kernels::norm::norm_rows;
+use millstream_kernels::residual::{Given, residual};
 use millstream_kernels::rope::RopeTable;
-use millstream_kernels::{KernelError, add::add};
+use millstream_kernels::{KernelError, logits};
 use std::sync::Arc;
 
 type Result<T, E = KernelError> = std::result::Result<T, E>;
@@ -86,29 +90,54 @@ impl Decoder {
     }
 
     /// Runs the tokens of a pass, writes their keys and values to the cache, and returns the
-    /// residual stream after the last layer, `[T, hidden]`.
-    pub(crate) fn forward(&self, ids: &[u32], pass: &Pass<'_>, cache: &KvCache) -> Result<Tensor> {
-        let x = match &self.embed {
-            Some(table) => embedding(table, ids)?,
-            None => embedding_packed(&self.head, ids)?,
-        };
-        let mut x = scaled(x, self.embed_scale)?; // [T,hidden]
+    /// residual stream after the last layer, `[T, hidden]`, which is the workspace's.
+    pub(crate) fn forward(
+        &self,
+        ids: &[u32],
+        pass: &Pass<'_>,
+        cache: &KvCache,
+        space: &mut Workspace,
+    ) -> Result<Tensor> {
+        let table = self.embed.as_ref().map_or(Table::Packed(&self.head), Table::Stored);
+        let x = space.stream.matrix(ids.len(), self.head.in_features())?; // [T,hidden]
+        embedding_into(table, ids, self.embed_scale, &x)?;
+        pass.clock.lap(Part::Embedding);
+        let mut given = None;
         for (layer, cache) in self.layers.iter().zip(&cache.layers) {
-            x = layer.forward(&x, pass, cache)?; // [T,hidden]
+            given = Some(layer.forward(&x, given, (pass, cache), space)?);
         }
+        if let Some(given) = given {
+            given.join(&x, None)?;
+        }
+        pass.clock.lap(Part::Norms);
         Ok(x)
     }
 
-    /// Logits of the tokens at `rows` of the residual stream: `[rows, vocab]`.
-    pub(crate) fn logits(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-        let rows = Tensor::new(rows, x.device())?;
-        let x = x.index_select(&rows, 0)?; // [rows,hidden]
-        let logits = linear(&self.final_norm.forward(&x)?, &self.head, None)?; // [rows,vocab]
-        let logits = scaled(logits, self.head_spec.scale)?;
-        match self.head_spec.softcap.map(f64::from) {
-            Some(cap) => Ok(logits.affine(1.0 / cap, 0.0)?.tanh()?.affine(cap, 0.0)?),
-            None => Ok(logits),
-        }
+    /// Logits of the tokens at `rows` of the residual stream: `[rows, vocab]`, which are the
+    /// workspace's.
+    pub(crate) fn logits(&self, x: &Tensor, rows: &[u32], space: &mut Workspace) -> Result<Tensor> {
+        let last = space.last.matrix(rows.len(), self.head.in_features())?; // [rows,hidden]
+        norm_rows(x, rows, &self.final_norm.op(), &last)?;
+        let logits = space.logits.matrix(rows.len(), self.head.out_features())?; // [rows,vocab]
+        linear_into(&last, &self.head, None, &logits)?;
+        logits::bend(&logits, self.head_spec.scale, self.head_spec.softcap)?;
+        Ok(logits)
+    }
+}
+
+/// What half a layer gave, and how it joins the residual stream.
+struct Joining<'a> {
+    /// `[T, hidden]`.
+    y: Tensor,
+    post: Option<&'a Norm>,
+    scale: Option<f32>,
+}
+
+impl Joining<'_> {
+    /// Adds itself to the stream `x`, whose norm goes to the second of `normed`.
+    fn join(&self, x: &Tensor, normed: Option<(&Norm, &Tensor)>) -> Result<()> {
+        let given = Given { y: &self.y, post: self.post.map(Norm::op), scale: self.scale };
+        residual(x, Some(&given), normed.map(|(norm, out)| (norm.op(), out)))
     }
 }
 
@@ -133,22 +162,33 @@ impl Layer {
         })
     }
 
-    /// `x` and the result are `[T, hidden]`.
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: &LayerCache) -> Result<Tensor> {
-        let h = normed(&self.pre_mix, x)?; // [T,hidden]
-        let mixed = self.mixer.forward(&h, pass, cache)?; // [T,hidden]
-        let x = self.added(x, &self.post_mix, &mixed)?; // [T,hidden]
+    /// Lets what the layer before gave join the stream `x` `[T, hidden]`, and the first half of this
+    /// layer's, too; gives what the second half gave. So each joins in one pass with the norm that
+    /// follows it.
+    fn forward<'a>(
+        &'a self,
+        x: &Tensor,
+        given: Option<Joining<'a>>,
+        (pass, cache): (&Pass<'_>, &LayerCache),
+        space: &mut Workspace,
+    ) -> Result<Joining<'a>> {
+        let h = joined(x, given, self.pre_mix.as_ref(), space)?; // [T,hidden]
+        pass.clock.lap(Part::Norms);
+        let y = self.mixer.forward(&h, pass, cache, space)?; // [T,hidden]
+        let mixed = Joining { y, post: self.post_mix.as_ref(), scale: self.residual_scale };
         let h = match self.wiring {
-            Wiring::Sequential => normed(&self.pre_ffn, &x)?, // [T,hidden]
-            Wiring::Parallel => h,
-        };
-        let inner = self.ffn.forward(&h)?; // [T,hidden]
-        self.added(&x, &self.post_ffn, &inner)
-    }
-
-    /// The residual stream `x` with what a half of the layer gave.
-    fn added(&self, x: &Tensor, norm: &Option<Norm>, given: &Tensor) -> Result<Tensor> {
-        add(x, &scaled(normed(norm, given)?, self.residual_scale)?)
+            Wiring::Sequential => joined(x, Some(mixed), self.pre_ffn.as_ref(), space)?,
+            Wiring::Parallel => {
+                // What the feed-forward reads is not what is added to.
+                let h = if self.pre_mix.is_some() { h } else { h.copy()? };
+                mixed.join(x, None)?;
+                h
+            }
+        }; // [T,hidden]
+        pass.clock.lap(Part::Norms);
+        let y = self.ffn.forward(&h, space)?; // [T,hidden]
+        pass.clock.lap(Part::Mlp);
+        Ok(Joining { y, post: self.post_ffn.as_ref(), scale: self.residual_scale })
     }
 }
 
@@ -161,26 +201,32 @@ impl FeedForward {
     }
 
     /// `x` and the result are `[T, hidden]`.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, space: &mut Workspace) -> Result<Tensor> {
         match self {
-            Self::Dense(mlp) => mlp.forward(x),
-            Self::Moe(moe) => moe.forward(x),
+            Self::Dense(mlp) => mlp.forward(x, space),
+            Self::Moe(moe) => moe.forward(x, space),
         }
     }
 }
 
-fn normed(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
-    match norm {
-        Some(norm) => norm.forward(x),
-        None => Ok(x.clone()),
+/// The stream `x` after `given` has joined it, normalised; the stream itself where there is no norm.
+fn joined(
+    x: &Tensor,
+    given: Option<Joining<'_>>,
+    norm: Option<&Norm>,
+    space: &mut Workspace,
+) -> Result<Tensor> {
+    let Some(norm) = norm else {
+        given.map_or(Ok(()), |given| given.join(x, None))?;
+        return Ok(x.clone());
+    };
+    let (tokens, hidden) = x.dims2()?;
+    let h = space.normed.matrix(tokens, hidden)?;
+    match given {
+        Some(given) => given.join(x, Some((norm, &h)))?,
+        None => residual(x, None, Some((norm.op(), &h)))?,
     }
-}
-
-fn scaled(x: Tensor, factor: Option<f32>) -> Result<Tensor> {
-    match factor {
-        Some(factor) => Ok(x.affine(f64::from(factor), 0.0)?),
-        None => Ok(x),
-    }
+    Ok(h)
 }
 
 /// The factor on the embedding, as it was in training.

@@ -6,18 +6,19 @@
 //! Activations are f32. Shapes: `T` tokens in the batch, `H` heads, `K` KV heads, `D` head size.
 
 use super::cache::LayerCache;
+use super::clock::{Clock, Part};
 use super::device_error;
 use super::spec::{self, NormKind, QkNorm};
 use super::weights::layer::LayerWeights;
 use super::weights::names::NormRole;
+use super::workspace::Workspace;
 use crate::LoadError;
-use candle_core::{DType, Device, Tensor};
-use millstream_kernels::layer_norm::layer_norm;
-use millstream_kernels::linear::{LinearWeight, linear};
-use millstream_kernels::paged_attention::{AttentionParams, PagedBatch, paged_attention};
-use millstream_kernels::rms_norm::rms_norm;
-use millstream_kernels::rope::{RopeTable, rope};
-use millstream_kernels::{KernelError, activation, kv_cache};
+use candle_core::Tensor;
+use millstream_kernels::heads::{self, HeadNorm, Heads, Places, heads};
+use millstream_kernels::linear::{LinearWeight, linear_into};
+use millstream_kernels::paged_attention::{AttentionParams, PagedBatch, paged_attention_into};
+use millstream_kernels::rope::RopeTable;
+use millstream_kernels::{KernelError, activation, norm};
 use std::sync::Arc;
 
 type Result<T, E = KernelError> = std::result::Result<T, E>;
@@ -32,6 +33,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) context_lens: &'a [u32],
     /// Per cache group.
     pub(crate) groups: Vec<GroupPass<'a>>,
+    /// Told of each part that ends.
+    pub(crate) clock: &'a Clock,
 }
 
 /// Where a cache group's tokens are.
@@ -67,18 +70,20 @@ impl Norm {
         Ok(Self { weight, spec })
     }
 
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match self.spec.kind {
-            NormKind::Rms => rms_norm(x, &self.weight, self.spec.eps),
-            NormKind::Layer => layer_norm(x, &self.weight, None, self.spec.eps),
-        }
+    /// As the kernels take it.
+    pub(crate) fn op(&self) -> norm::Norm<'_> {
+        let kind = match self.spec.kind {
+            NormKind::Rms => norm::NormKind::Rms,
+            NormKind::Layer => norm::NormKind::Layer,
+        };
+        norm::Norm { kind, eps: self.spec.eps, weight: &self.weight }
     }
 }
 
 /// `x W^T + bias`.
 pub(crate) struct Linear {
-    weight: LinearWeight,
-    bias: Option<Tensor>,
+    pub(crate) weight: LinearWeight,
+    pub(crate) bias: Option<Tensor>,
 }
 
 impl Linear {
@@ -93,8 +98,13 @@ impl Linear {
         Ok(Self { weight: LinearWeight::pack(&weight).map_err(device_error)?, bias })
     }
 
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        linear(x, &self.weight, self.bias.as_ref())
+    /// Of `x` `[T, columns]`, into `out` `[T, rows]`.
+    pub(crate) fn forward(&self, x: &Tensor, out: &Tensor) -> Result<()> {
+        linear_into(x, &self.weight, self.bias.as_ref(), out)
+    }
+
+    pub(crate) fn out_features(&self) -> usize {
+        self.weight.out_features()
     }
 }
 
@@ -104,7 +114,7 @@ pub(crate) struct Attention {
     qkv: Linear,
     output: Linear,
     /// Of q, of k.
-    qk_norm: Option<(HeadNorm, HeadNorm)>,
+    qk_norm: Option<[QkWeight; 2]>,
     /// Present exactly if the spec has a rope.
     rope: Option<Arc<RopeTable>>,
     /// `[H]`.
@@ -124,19 +134,9 @@ impl Attention {
         let qkv = Linear::load(from, parts, hidden, spec.bias.qkv)?;
         let output = Linear::load(from, &[("self_attn.o_proj", hidden)], q, spec.bias.output)?;
         let head_norms = |scope| {
-            let q = HeadNorm::load(
-                from,
-                "self_attn.q_norm.weight",
-                [spec.heads, spec.head_dim],
-                scope,
-            )?;
-            let k = HeadNorm::load(
-                from,
-                "self_attn.k_norm.weight",
-                [spec.kv_heads, spec.head_dim],
-                scope,
-            )?;
-            Ok((q, k))
+            let mut load = |name, heads| QkWeight::load(from, name, [heads, spec.head_dim], scope);
+            let q = load("self_attn.q_norm.weight", spec.heads)?;
+            Ok::<_, LoadError>([q, load("self_attn.k_norm.weight", spec.kv_heads)?])
         };
         let qk_norm = spec.qk_norm.map(head_norms).transpose()?;
         let sinks = match spec.sinks {
@@ -146,96 +146,100 @@ impl Attention {
         Ok(Self { spec: spec.clone(), qkv, output, qk_norm, rope, sinks })
     }
 
-    /// `x` and the result are `[T, hidden]`.
+    /// `x` and the result are `[T, hidden]`; the result is the workspace's.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         pass: &Pass<'_>,
         cache: &LayerCache,
+        space: &mut Workspace,
     ) -> Result<Tensor> {
         let group = &pass.groups[cache.group];
-        let (q, k, v) = self.project(x, pass.positions)?; // [T,H,D] [T,K,D] [T,K,D]
+        let (tokens, spec) = (pass.positions.len(), &self.spec);
+        let all = spec.heads + 2 * spec.kv_heads;
+        let qkv = space.qkv.matrix(tokens, all * spec.head_dim)?; // [T,(H+2K)*D]
+        self.qkv.forward(x, &qkv)?;
+        pass.clock.lap(Part::Qkv);
         // Every row's keys and values are in the cache before any row attends: a row may read
         // blocks that another row of the same step fills.
-        kv_cache::write(&cache.k, &cache.v, &k, &v, &group.slot_mapping)?;
+        self.prepare(&qkv, pass.positions, &group.slot_mapping, cache)?;
+        pass.clock.lap(Part::Rotation);
         let batch = PagedBatch {
             cu_seqlens: pass.cu_seqlens,
             context_lens: pass.context_lens,
             block_tables: &group.block_tables,
         };
         let params = AttentionParams {
-            scale: self.spec.scale,
-            window: self.spec.window,
-            softcap: self.spec.softcap,
+            scale: spec.scale,
+            window: spec.window,
+            softcap: spec.softcap,
             sinks: self.sinks.as_ref(),
         };
-        let mixed = paged_attention(&q, &cache.k, &cache.v, &batch, &params)?; // [T,H,D]
-        self.output.forward(&mixed.flatten_from(1)?) // [T,hidden]
+        let q = space.qkv.first_heads([tokens, all, spec.head_dim], spec.heads)?; // [T,H,D]
+        let mixed = space.mixed.heads([tokens, spec.heads, spec.head_dim])?; // [T,H,D]
+        paged_attention_into(&q, [&cache.k, &cache.v], &batch, &params, &mixed)?;
+        pass.clock.lap(Part::Attention);
+        let mixed = space.mixed.matrix(tokens, spec.q_width())?; // [T,H*D]
+        let given = space.given.matrix(tokens, self.output.out_features())?; // [T,hidden]
+        self.output.forward(&mixed, &given)?;
+        pass.clock.lap(Part::Output);
+        Ok(given)
     }
 
-    /// Queries, keys and values of `x` `[T, hidden]`, normalised and rotated.
-    fn project(&self, x: &Tensor, positions: &[u32]) -> Result<(Tensor, Tensor, Tensor)> {
-        let (heads, kv_heads, head_dim) = (self.spec.heads, self.spec.kv_heads, self.spec.head_dim);
-        let qkv = self.qkv.forward(x)?.reshape(((), heads + 2 * kv_heads, head_dim))?;
-        let mut q = qkv.narrow(1, 0, heads)?; // [T,H,D]
-        let mut k = qkv.narrow(1, heads, kv_heads)?; // [T,K,D]
-        let v = qkv.narrow(1, heads + kv_heads, kv_heads)?; // [T,K,D]
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            q = q_norm.forward(&q)?; // [T,H,D]
-            k = k_norm.forward(&k)?; // [T,K,D]
-        }
-        if let (Some(table), Some(spec)) = (&self.rope, &self.spec.rope) {
-            q = rope(&q, table, spec.style, positions)?; // [T,H,D]
-            k = rope(&k, table, spec.style, positions)?; // [T,K,D]
-        }
-        if let Some(scale) = self.spec.query_scale {
-            let factors: Vec<f32> = positions.iter().map(|&at| scale.at(at)).collect();
-            let factors = Tensor::from_vec(factors, (positions.len(), 1, 1), q.device())?;
-            q = q.broadcast_mul(&factors)?; // [T,H,D]
-        }
-        Ok((q, k, v))
+    /// Normalises and rotates queries and keys, and writes keys and values to the cache.
+    fn prepare(
+        &self,
+        qkv: &Tensor,
+        positions: &[u32],
+        slot_mapping: &[u32],
+        cache: &LayerCache,
+    ) -> Result<()> {
+        let factors: Option<Vec<f32>> = self
+            .spec
+            .query_scale
+            .map(|scale| positions.iter().map(|&position| scale.at(position)).collect());
+        let rope = self.rope.as_deref().zip(self.spec.rope.as_ref());
+        let call = Heads {
+            heads: self.spec.heads,
+            kv_heads: self.spec.kv_heads,
+            head_size: self.spec.head_dim,
+            norms: self.qk_norm.as_ref().map(|[q, k]| [q.op(), k.op()]),
+            rope: rope.map(|(table, spec)| (table, spec.style)),
+            query_scale: factors.as_deref(),
+        };
+        heads(qkv, &call, &Places { positions, slot_mapping }, [&cache.k, &cache.v])
     }
 }
 
 /// The norm of queries, or of keys.
-struct HeadNorm {
+struct QkWeight {
     norm: Norm,
-    scope: QkNorm,
-    /// `[heads, D]`, where each head has a weight of its own.
-    weights: Option<Tensor>,
+    scope: heads::Scope,
 }
 
-impl HeadNorm {
+impl QkWeight {
     fn load(
         from: &mut LayerWeights<'_>,
         name: &str,
         [heads, head_dim]: [usize; 2],
         scope: QkNorm,
     ) -> Result<Self, LoadError> {
-        let mut weights = None;
-        let norm = match scope {
-            QkNorm::PerHead(norm) => Norm::new(from.vector(name, head_dim)?, norm)?,
-            QkNorm::Whole(norm) => Norm::new(from.vector(name, heads * head_dim)?, norm)?,
+        let (stored, norm, scope) = match scope {
+            QkNorm::PerHead(norm) => (from.vector(name, head_dim)?, norm, heads::Scope::PerHead),
+            QkNorm::Whole(norm) => {
+                (from.vector(name, heads * head_dim)?, norm, heads::Scope::Whole)
+            }
             QkNorm::EachHead(norm) => {
                 let name = from.name(name);
-                weights = Some(from.weights.vectors(&name, [heads, head_dim])?);
-                let ones =
-                    Tensor::ones(head_dim, DType::F32, &Device::Cpu).map_err(device_error)?;
-                Norm::new(ones, norm)?
+                let weights = from.weights.vectors(&name, [heads, head_dim])?;
+                (weights.flatten_all().map_err(device_error)?, norm, heads::Scope::EachHead)
             }
         };
-        Ok(Self { norm, scope, weights })
+        Ok(Self { norm: Norm::new(stored, norm)?, scope })
     }
 
-    /// `x` and the result are `[T, heads, D]`.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match (&self.scope, &self.weights) {
-            (QkNorm::Whole(_), _) => {
-                Ok(self.norm.forward(&x.flatten_from(1)?)?.reshape(x.shape())?)
-            }
-            (_, Some(weights)) => Ok(self.norm.forward(x)?.broadcast_mul(weights)?),
-            _ => self.norm.forward(x),
-        }
+    fn op(&self) -> HeadNorm<'_> {
+        HeadNorm { norm: self.norm.op(), scope: self.scope }
     }
 }
 
@@ -266,10 +270,15 @@ impl Mlp {
         })
     }
 
-    /// `x` and the result are `[T, hidden]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gate_up = self.gate_up.forward(x)?; // [T,2*inter]
-        let inner = activation::gated(&gate_up, self.act)?; // [T,inter]
-        self.down.forward(&inner) // [T,hidden]
+    /// `x` and the result are `[T, hidden]`; the result is the workspace's.
+    pub(crate) fn forward(&self, x: &Tensor, space: &mut Workspace) -> Result<Tensor> {
+        let (tokens, both) = (x.dim(0)?, self.gate_up.out_features());
+        let gate_up = space.gate_up.matrix(tokens, both)?; // [T,2*inter]
+        self.gate_up.forward(x, &gate_up)?;
+        let inner = space.inner.matrix(tokens, both / 2)?; // [T,inter]
+        activation::gated_into(&gate_up, self.act, &inner)?;
+        let given = space.given.matrix(tokens, self.down.out_features())?; // [T,hidden]
+        self.down.forward(&inner, &given)?;
+        Ok(given)
     }
 }

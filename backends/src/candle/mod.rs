@@ -7,6 +7,7 @@
 //! `candle` gives tensors and devices; every computation is an op of `millstream_kernels`.
 
 mod cache;
+mod clock;
 mod decoder;
 mod families;
 mod layers;
@@ -17,7 +18,9 @@ pub mod spec;
 mod timing;
 mod vocabulary;
 mod weights;
+mod workspace;
 
+pub use clock::Part;
 pub use model::CandleModel;
 
 use crate::{LoadError, ModelSource, Progress};

@@ -5,20 +5,24 @@
 //! refuses its arguments is a bug, not a row's failure: it panics, and the worker is restarted.
 
 use super::cache::{self, CachePlan, KvCache};
+use super::clock::{Clock, Part};
 use super::decoder::Decoder;
 use super::layers::{GroupPass, Pass};
 use super::spec::{self, ModelSpec};
 use super::vocabulary::Vocabulary;
 use super::weights::{Loaded, Weights};
+use super::workspace::Workspace;
 use super::{LoadOptions, device_error, families, timing};
 use crate::{
     Batch, BatchRow, LoadError, Model, ModelSource, Progress, RowFailure, SampledToken, Sampler,
 };
 use candle_core::{DType, Tensor};
-use millstream_kernels::KernelError;
+use millstream_kernels::logits::for_each_row;
+use millstream_kernels::{KernelError, threads};
 use millstream_proto::{CacheGroup, WorkerInfo};
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+use std::cell::RefCell;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// A loaded model with its cache.
@@ -27,9 +31,11 @@ pub struct CandleModel {
     decoder: Decoder,
     cache: KvCache,
     plan: CachePlan,
-    /// One for each thread of the pool.
-    samplers: Vec<Sampler>,
+    space: RefCell<Workspace>,
+    /// One for each thread that computes, and the threads take turns.
+    samplers: Vec<Mutex<Sampler>>,
     sample_time: Duration,
+    clock: Clock,
 }
 
 impl CandleModel {
@@ -73,10 +79,17 @@ impl CandleModel {
             dtype: dtype_name(dtype).into(),
             num_parameters: loaded.num_parameters,
         };
-        let (cache, threads) = (plan.allocate()?, rayon::current_num_threads());
-        let samplers = (0..threads).map(|_| Sampler::new(vocab_size)).collect();
-        let sample_time = Duration::ZERO;
-        let mut model = Self { info, decoder, cache, plan, samplers, sample_time };
+        let sampler = |_| Mutex::new(Sampler::new(vocab_size));
+        let mut model = Self {
+            info,
+            decoder,
+            cache: plan.allocate()?,
+            plan,
+            space: RefCell::default(),
+            samplers: (0..threads::count()).map(sampler).collect(),
+            sample_time: Duration::ZERO,
+            clock: Clock::default(),
+        };
         progress.begin("timing a step");
         model.info.timed_batch_tokens = timing::batch_tokens(&model).map_err(device_error)?;
         Ok(model)
@@ -84,7 +97,7 @@ impl CandleModel {
 
     /// Computes the batch, and the logits of some of its tokens: `tokens` are indices into
     /// `batch.ids`, the result is `[tokens, V]` in f32 with `V` as wide as the head, which may be
-    /// wider than the vocabulary.
+    /// wider than the vocabulary. It is overwritten by the next call.
     pub fn logits(&self, batch: &Batch<'_>, tokens: &[u32]) -> Result<Tensor, KernelError> {
         let group = |index| GroupPass {
             block_tables: batch.block_tables(index),
@@ -95,37 +108,60 @@ impl CandleModel {
             cu_seqlens: &batch.cu_seqlens,
             context_lens: &batch.context_lens,
             groups: (0..self.plan.groups.len()).map(group).collect(),
+            clock: &self.clock,
         };
-        let x = self.decoder.forward(&batch.ids, &pass, &self.cache)?; // [T,hidden]
-        self.decoder.logits(&x, tokens) // [tokens,V]
+        self.clock.lap(Part::Rest);
+        let space = &mut *self.space.borrow_mut();
+        let x = self.decoder.forward(&batch.ids, &pass, &self.cache, space)?; // [T,hidden]
+        let logits = self.decoder.logits(&x, tokens, space)?; // [tokens,V]
+        self.clock.lap(Part::Head);
+        Ok(logits)
     }
 
-    /// Logits of the last token of every row that samples, one after the other.
-    fn sampled_logits(&self, batch: &Batch<'_>) -> Result<Vec<Vec<f32>>, KernelError> {
-        let ends = batch.rows.iter().zip(&batch.cu_seqlens[1..]);
-        let last: Vec<u32> = ends.filter(|(row, _)| row.sample).map(|(_, end)| end - 1).collect();
-        Ok(self.logits(batch, &last)?.to_vec2()?)
+    /// From now on, notes where the time of each `forward` goes.
+    pub fn start_clock(&mut self) {
+        self.clock.start();
+    }
+
+    /// Where the time of every `forward` since [`CandleModel::start_clock`] went.
+    pub fn parts(&self) -> [(Part, Duration); Part::ALL.len()] {
+        self.clock.parts()
+    }
+
+    /// Draws a token for each row from its logits, on all threads: a draw depends on nothing but
+    /// its row.
+    fn sample(&self, rows: &[&BatchRow<'_>], logits: &Tensor) -> Result<Vec<Sampled>, KernelError> {
+        let (samplers, drawn) = (&self.samplers, rows.iter().map(|_| OnceLock::new()));
+        let drawn: Vec<OnceLock<Sampled>> = drawn.collect();
+        for_each_row(logits, |index, logits| {
+            let free = samplers.iter().find_map(|sampler| sampler.try_lock().ok());
+            // As many threads as samplers come here, so one of them is free.
+            let mut sampler = free.unwrap_or_else(|| unreachable!("a sampler for each thread"));
+            let row = rows[index];
+            let token = sampler.sample(logits, row.sequence, row.end()).map(Some);
+            drawn[index].get_or_init(|| token);
+        })?;
+        let token = |drawn: OnceLock<Sampled>| {
+            drawn.into_inner().unwrap_or_else(|| unreachable!("each row is drawn from once"))
+        };
+        Ok(drawn.into_iter().map(token).collect())
+    }
+
+    /// What each row that samples comes to, one after the other.
+    fn sampled(&mut self, batch: &Batch<'_>) -> Result<Vec<Sampled>, KernelError> {
+        let rows = batch.rows.iter().zip(&batch.cu_seqlens[1..]).filter(|(row, _)| row.sample);
+        let (rows, last): (Vec<_>, Vec<_>) = rows.map(|(row, end)| (row, end - 1)).unzip();
+        let logits = self.logits(batch, &last)?; // [rows,V]
+        let begin = Instant::now();
+        let sampled = self.sample(&rows, &logits)?;
+        self.sample_time = begin.elapsed();
+        self.clock.lap(Part::Sampling);
+        Ok(sampled)
     }
 }
 
 /// What a row that samples comes to.
 type Sampled = Result<Option<SampledToken>, RowFailure>;
-
-impl CandleModel {
-    /// Draws a token for each row from its logits, on all threads: a draw depends on nothing but
-    /// its row.
-    fn sample(&mut self, mut rows: Vec<(&BatchRow<'_>, Vec<f32>)>) -> Vec<Sampled> {
-        let share = rows.len().div_ceil(self.samplers.len()).max(1);
-        let shares = rows.par_chunks_mut(share).zip(&mut self.samplers);
-        let sampled = shares.flat_map_iter(|(rows, sampler)| {
-            let draw = |(row, logits): &mut (&BatchRow<'_>, Vec<f32>)| {
-                sampler.sample(logits, row.sequence, row.end()).map(Some)
-            };
-            rows.iter_mut().map(draw)
-        });
-        sampled.collect()
-    }
-}
 
 impl Model for CandleModel {
     fn info(&self) -> &WorkerInfo {
@@ -140,20 +176,11 @@ impl Model for CandleModel {
         if batch.ids.is_empty() {
             return Vec::new();
         }
-        // Within the pool: entering it from outside would wake a thread for every operation.
-        let outcome = rayon::scope(|_| {
-            let logits = self.sampled_logits(batch)?;
-            let begin = Instant::now();
-            let sampling = batch.rows.iter().filter(|row| row.sample);
-            let sampled = self.sample(sampling.zip(logits).collect());
-            Ok::<_, KernelError>((sampled, begin.elapsed()))
-        });
-        let (sampled, sample_time) = match outcome {
-            Ok(outcome) => outcome,
+        self.clock.begin();
+        let mut sampled = match self.sampled(batch) {
+            Ok(sampled) => sampled.into_iter(),
             Err(error) => panic!("a kernel refused a checked batch: {error}"),
         };
-        self.sample_time = sample_time;
-        let mut sampled = sampled.into_iter();
         let one_per_row = batch.rows.iter().map(|row| match row.sample {
             true => sampled.next().unwrap_or_else(|| unreachable!("one per row that samples")),
             false => Ok(None),

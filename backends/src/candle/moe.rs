@@ -10,9 +10,10 @@ use super::device_error;
 use super::layers::{Linear, Mlp};
 use super::spec;
 use super::weights::layer::LayerWeights;
+use super::workspace::Workspace;
 use crate::LoadError;
 use candle_core::Tensor;
-use millstream_kernels::linear::{LinearWeight, grouped_linear};
+use millstream_kernels::linear::{LinearWeight, grouped_linear, linear};
 use millstream_kernels::moe;
 use millstream_kernels::{KernelError, activation, add::add};
 
@@ -56,8 +57,8 @@ impl Moe {
     }
 
     /// `x` and the result are `[T, hidden]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let logits = self.router.forward(x)?; // [T,E]
+    pub(crate) fn forward(&self, x: &Tensor, space: &mut Workspace) -> Result<Tensor> {
+        let logits = linear(x, &self.router.weight, self.router.bias.as_ref())?; // [T,E]
         let routes = moe::route(&logits, self.select_bias.as_ref(), &self.spec.routing)?;
         let grouping = moe::Grouping::new(&routes, self.spec.experts)?;
         let rows = moe::gather(x, &grouping)?; // [T*k,hidden]
@@ -66,7 +67,7 @@ impl Moe {
         let rows = self.down.forward(&inner, grouping.ends())?; // [T*k,hidden]
         let mixed = moe::combine(&rows, &grouping, &routes.weights)?; // [T,hidden]
         match &self.shared {
-            Some(shared) => add(&mixed, &shared.forward(x)?),
+            Some(shared) => add(&mixed, &shared.forward(x, space)?),
             None => Ok(mixed),
         }
     }

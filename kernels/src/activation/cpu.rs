@@ -6,17 +6,14 @@ use crate::simd::math::{gelu_tanh, silu, swish};
 use crate::simd::{Level, Simd, Task};
 use crate::view::Rows;
 
-/// `gate_up [T, 2I]`; gives `[T, I]`.
-pub(super) fn gated(gate_up: Rows<'_>, act: Activation) -> Vec<f32> {
+/// `gate_up [T, 2I]`, out `[T, I]`.
+pub(super) fn gated(gate_up: Rows<'_>, act: Activation, out: &mut [f32]) {
     let level = Level::current();
-    let half = gate_up.len / 2;
-    let mut out = vec![0.0; gate_up.count * half];
     // Some 2 elements per nanosecond.
     let nanoseconds = out.len() / 2;
-    parallel::for_rows(&mut out, half, nanoseconds, |first, out| {
+    parallel::for_rows(out, gate_up.len / 2, nanoseconds, |first, out| {
         level.run(Gate { gate_up, first, act, out });
     });
-    out
 }
 
 /// The rows of gate_up from `first` on, gated into `out`.

@@ -12,7 +12,7 @@ mod cpu;
 #[cfg(test)]
 mod reference;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use crate::view::{self, Locked};
 use crate::{KernelError, Result};
@@ -38,6 +38,14 @@ pub enum Activation {
 /// `[T, I]` f32.
 pub fn gated(gate_up: &Tensor, act: Activation) -> Result<Tensor> {
     let [tokens, both] = view::dims(gate_up, "gate_up", ["T", "2I"])?;
+    let out = view::empty(&[tokens, both / 2])?;
+    gated_into(gate_up, act, &out)?;
+    Ok(out)
+}
+
+/// [`gated`], written to `out` `[T, I]` f32, contiguous.
+pub fn gated_into(gate_up: &Tensor, act: Activation, out: &Tensor) -> Result<()> {
+    let [tokens, both] = view::dims(gate_up, "gate_up", ["T", "2I"])?;
     if both % 2 != 0 {
         let (expected, found) = ("T, 2I".to_owned(), gate_up.dims().to_vec());
         return Err(KernelError::Shape { argument: "gate_up", expected, found });
@@ -48,18 +56,15 @@ pub fn gated(gate_up: &Tensor, act: Activation) -> Result<Tensor> {
         let (argument, rule) = ("limit", "above 0".to_owned());
         return Err(KernelError::Value { argument, rule, found: limit.to_string() });
     }
-    match gate_up.device() {
-        Device::Cpu => {
-            let gate_up = Locked::new(gate_up, "gate_up")?;
-            view::tensor(cpu::gated(gate_up.rows()?, act), &[tokens, both / 2])
-        }
-        device => Err(KernelError::device("gate_up", device)),
-    }
+    view::shape(out, "out", &[tokens, both / 2])?;
+    let gate_up = Locked::new(gate_up, "gate_up")?;
+    let rows = gate_up.rows()?;
+    view::write(out, "out", &[Some(&gate_up)], |out| cpu::gated(rows, act, out))
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
+    use candle_core::{DType, Device};
 
     use super::*;
     use crate::simd::at_every_level;

@@ -9,30 +9,33 @@ use crate::view::Floats;
 /// the cache.
 const PACKED_NS: usize = 2;
 
-/// `table [V, hidden]`, ids below V; gives `[T, hidden]`.
-pub(super) fn embedding(table: Floats<'_>, ids: &[u32], hidden: usize) -> Vec<f32> {
+/// `table [V, hidden]`, ids below V, out `[T, hidden]`.
+pub(super) fn embedding(table: Floats<'_>, ids: &[u32], hidden: usize, out: &mut [f32]) {
     match table {
-        Floats::F32(table) => gather(table, ids, hidden),
-        Floats::F16(table) => gather(table, ids, hidden),
-        Floats::Bf16(table) => gather(table, ids, hidden),
+        Floats::F32(table) => gather(table, ids, hidden, out),
+        Floats::F16(table) => gather(table, ids, hidden, out),
+        Floats::Bf16(table) => gather(table, ids, hidden, out),
     }
 }
 
-fn gather<E: Element>(table: &[E], ids: &[u32], hidden: usize) -> Vec<f32> {
-    let mut out = vec![0.0; ids.len() * hidden];
+fn gather<E: Element>(table: &[E], ids: &[u32], hidden: usize, out: &mut [f32]) {
     for (&id, out) in ids.iter().zip(out.chunks_exact_mut(hidden.max(1))) {
         E::widen(&table[id as usize * hidden..][..hidden], out);
     }
-    out
 }
 
-/// `table [V, hidden]`, ids below V; gives `[T, hidden]`.
-pub(super) fn embedding_packed(table: &Packed, ids: &[u32], hidden: usize) -> Vec<f32> {
-    let mut out = vec![0.0; ids.len() * hidden];
-    parallel::for_rows(&mut out, hidden, PACKED_NS * ids.len() * hidden, |first, out| {
+/// `table [V, hidden]`, ids below V, out `[T, hidden]`.
+pub(super) fn embedding_packed(table: &Packed, ids: &[u32], hidden: usize, out: &mut [f32]) {
+    parallel::for_rows(out, hidden, PACKED_NS * ids.len() * hidden, |first, out| {
         for (&id, out) in ids[first..].iter().zip(out.chunks_exact_mut(hidden)) {
             table.row(id as usize, out);
         }
     });
-    out
+}
+
+/// Multiplies all of `x` by a factor, if there is one.
+pub(super) fn scale(x: &mut [f32], factor: Option<f32>) {
+    if let Some(factor) = factor {
+        x.iter_mut().for_each(|x| *x *= factor);
+    }
 }

@@ -10,8 +10,8 @@ use super::panels::Inputs;
 use super::{dense, panels};
 use crate::parallel;
 use crate::simd::Level;
-use crate::simd::memory::prefer_huge_pages;
 use crate::simd::pairs::COLUMNS;
+use crate::threads;
 use crate::view::{Floats, Rows};
 
 /// Handing out a piece of work costs some microseconds: a piece takes at least so long, as long as
@@ -20,10 +20,6 @@ const PIECE_NS: usize = 100_000;
 
 /// At most so many pieces for each thread: they even out what threads are otherwise busy with.
 const PIECES_PER_THREAD: usize = 4;
-
-/// From so many bytes on, a result is memory that was never touched: with small pages, having the
-/// system clear each of them takes longer than the product of a few dozen rows.
-const LARGE: usize = 8 << 20;
 
 /// Some rows of x times all of w.
 pub(super) struct Product<'a> {
@@ -51,15 +47,10 @@ pub(super) struct Part<'a> {
     pub(super) out: Vec<&'a mut [f32]>,
 }
 
-/// Products of one N, `out_features`, whose rows follow each other and are all of x; gives
-/// `[T, N]`.
-pub(super) fn linear(x: Rows<'_>, products: &[Product<'_>], out_features: usize) -> Vec<f32> {
-    let mut out = vec![0.0; x.count * out_features];
+/// Products of one N, `out_features`, whose rows follow each other and are all of x; out `[T, N]`.
+pub(super) fn linear(x: Rows<'_>, products: &[Product<'_>], out_features: usize, out: &mut [f32]) {
     if out.is_empty() {
-        return out;
-    }
-    if size_of_val(out.as_slice()) >= LARGE {
-        prefer_huge_pages(&mut out);
+        return;
     }
     let inputs = OnceCell::new();
     let operands: Vec<Operands<'_>> = products
@@ -76,7 +67,7 @@ pub(super) fn linear(x: Rows<'_>, products: &[Product<'_>], out_features: usize)
         operands.iter().map(|operands| operands.strips(out_features)).collect();
     let nanoseconds = strips.iter().map(|strips| strips.count * strips.nanoseconds).sum();
     let mut pieces: Vec<Vec<(Operands<'_>, Part<'_>)>> = Vec::new();
-    let mut rest = out.as_mut_slice();
+    let mut rest = out;
     for (i, cuts) in cut(&strips, num_pieces(nanoseconds)).into_iter().enumerate() {
         let bias = products[i].bias;
         let (own, after) = rest.split_at_mut(products[i].rows.len() * out_features);
@@ -98,7 +89,6 @@ pub(super) fn linear(x: Rows<'_>, products: &[Product<'_>], out_features: usize)
             }
         }
     });
-    out
 }
 
 /// What a product reads.
@@ -132,7 +122,7 @@ fn num_pieces(nanoseconds: usize) -> usize {
     if !parallel::is_worth_it(nanoseconds) {
         return 1;
     }
-    let threads = rayon::current_num_threads();
+    let threads = threads::count();
     threads * (nanoseconds / (threads * PIECE_NS)).clamp(1, PIECES_PER_THREAD)
 }
 

@@ -122,21 +122,30 @@ impl<'a> Borrowed<'a> {
 /// `x @ w^T + bias`: x `[T, K]` f32, bias `[N]` f32; gives `[T, N]` f32.
 pub fn linear(x: &Tensor, w: &LinearWeight, bias: Option<&Tensor>) -> Result<Tensor> {
     let [tokens, _] = view::dims(x, "x", ["T", "K"])?;
+    let out = view::empty(&[tokens, w.out_features])?;
+    linear_into(x, w, bias, &out)?;
+    Ok(out)
+}
+
+/// [`linear`], written to `out` `[T, N]` f32, contiguous.
+pub fn linear_into(
+    x: &Tensor,
+    w: &LinearWeight,
+    bias: Option<&Tensor>,
+    out: &Tensor,
+) -> Result<()> {
+    let [tokens, _] = view::dims(x, "x", ["T", "K"])?;
     view::shape(x, "x", &[tokens, w.in_features])?;
+    view::shape(out, "out", &[tokens, w.out_features])?;
     if let Some(bias) = bias {
         view::shape(bias, "bias", &[w.out_features])?;
     }
-    match x.device() {
-        Device::Cpu => {
-            let (x, weight) = (Locked::new(x, "x")?, Borrowed::new(w)?);
-            let bias = bias.map(|bias| Locked::new(bias, "bias")).transpose()?;
-            let bias = bias.as_ref().map(Locked::f32s).transpose()?;
-            let product = weight.product(0..tokens, bias)?;
-            let out = cpu::linear(x.rows()?, &[product], w.out_features);
-            view::tensor(out, &[tokens, w.out_features])
-        }
-        device => Err(KernelError::device("x", device)),
-    }
+    let (x, weight) = (Locked::new(x, "x")?, Borrowed::new(w)?);
+    let bias = bias.map(|bias| Locked::new(bias, "bias")).transpose()?;
+    let bias_elements = bias.as_ref().map(Locked::f32s).transpose()?;
+    let (rows, product) = (x.rows()?, weight.product(0..tokens, bias_elements)?);
+    let read = [Some(&x), bias.as_ref()];
+    view::write(out, "out", &read, |out| cpu::linear(rows, &[product], w.out_features, out))
 }
 
 /// [`linear`] with one weight for each group of rows: x `[T, K]` f32; `ends` `[G]`, the rows of
@@ -180,7 +189,8 @@ pub fn grouped_linear(
                 let bias = bias.map(|bias| &bias[g * out_features..][..out_features]);
                 products.push(w.product(rows.clone(), bias)?);
             }
-            let out = cpu::linear(x.rows()?, &products, out_features);
+            let mut out = vec![0.0; tokens * out_features];
+            cpu::linear(x.rows()?, &products, out_features, &mut out);
             view::tensor(out, &[tokens, out_features])
         }
         device => Err(KernelError::device("x", device)),

@@ -171,10 +171,10 @@ impl PairTask for Block<'_> {
         // Few rows have few sums: two panels at once keep the multipliers busy.
         while D::WIDE && rows <= 4 && p + 2 <= panels {
             match rows {
-                1 => self.tile::<D, 1, 2, 2>(d, 0, (p, 0)),
-                2 => self.tile::<D, 2, 2, 2>(d, 0, (p, 0)),
-                3 => self.tile::<D, 3, 2, 2>(d, 0, (p, 0)),
-                _ => self.tile::<D, 4, 2, 2>(d, 0, (p, 0)),
+                1 => self.tile::<D, 1, 2, 2>(d, 0, (p, 0), None),
+                2 => self.tile::<D, 2, 2, 2>(d, 0, (p, 0), None),
+                3 => self.tile::<D, 3, 2, 2>(d, 0, (p, 0), None),
+                _ => self.tile::<D, 4, 2, 2>(d, 0, (p, 0), None),
             }
             p += 2;
         }
@@ -183,11 +183,13 @@ impl PairTask for Block<'_> {
             let (tiles, mut t) = (rows.div_ceil(most), 0);
             for tile in 0..tiles {
                 let end = rows * (tile + 1) / tiles;
+                // While there is arithmetic for several tiles, the next panel is on its way.
+                let next = (tiles > 1 && tile < 2).then_some(tile);
                 if D::WIDE || end - t <= 2 {
-                    self.rows::<D, 2>(d, t..end, (p, 0));
+                    self.rows::<D, 2>(d, t..end, (p, 0), next);
                 } else {
-                    self.rows::<D, 1>(d, t..end, (p, 0));
-                    self.rows::<D, 1>(d, t..end, (p, 1));
+                    self.rows::<D, 1>(d, t..end, (p, 0), next);
+                    self.rows::<D, 1>(d, t..end, (p, 1), None);
                 }
                 t = end;
             }
@@ -196,24 +198,31 @@ impl PairTask for Block<'_> {
 }
 
 impl Block<'_> {
-    /// Rows `range`, at most 12 of them, or 6 on narrow units, by `V` vectors of columns.
+    /// Rows `range`, at most 12 of them, or 6 on narrow units, by `V` vectors of columns. `next`
+    /// says which half of each line of the next panel is brought nearer meanwhile.
     #[inline(always)]
-    fn rows<D: PairDot, const V: usize>(&mut self, d: D, range: Range<usize>, at: (usize, usize)) {
+    fn rows<D: PairDot, const V: usize>(
+        &mut self,
+        d: D,
+        range: Range<usize>,
+        at: (usize, usize),
+        next: Option<usize>,
+    ) {
         let t = range.start;
         match range.len() {
-            1 => self.tile::<D, 1, 1, V>(d, t, at),
-            2 => self.tile::<D, 2, 1, V>(d, t, at),
-            3 => self.tile::<D, 3, 1, V>(d, t, at),
-            4 => self.tile::<D, 4, 1, V>(d, t, at),
-            5 => self.tile::<D, 5, 1, V>(d, t, at),
-            6 => self.tile::<D, 6, 1, V>(d, t, at),
+            1 => self.tile::<D, 1, 1, V>(d, t, at, next),
+            2 => self.tile::<D, 2, 1, V>(d, t, at, next),
+            3 => self.tile::<D, 3, 1, V>(d, t, at, next),
+            4 => self.tile::<D, 4, 1, V>(d, t, at, next),
+            5 => self.tile::<D, 5, 1, V>(d, t, at, next),
+            6 => self.tile::<D, 6, 1, V>(d, t, at, next),
             _ if !D::WIDE => unreachable!("narrow units take six rows"),
-            7 => self.tile::<D, 7, 1, V>(d, t, at),
-            8 => self.tile::<D, 8, 1, V>(d, t, at),
-            9 => self.tile::<D, 9, 1, V>(d, t, at),
-            10 => self.tile::<D, 10, 1, V>(d, t, at),
-            11 => self.tile::<D, 11, 1, V>(d, t, at),
-            12 => self.tile::<D, 12, 1, V>(d, t, at),
+            7 => self.tile::<D, 7, 1, V>(d, t, at, next),
+            8 => self.tile::<D, 8, 1, V>(d, t, at, next),
+            9 => self.tile::<D, 9, 1, V>(d, t, at, next),
+            10 => self.tile::<D, 10, 1, V>(d, t, at, next),
+            11 => self.tile::<D, 11, 1, V>(d, t, at, next),
+            12 => self.tile::<D, 12, 1, V>(d, t, at, next),
             more => unreachable!("{more} rows in a tile"),
         }
     }
@@ -225,6 +234,7 @@ impl Block<'_> {
         d: D,
         t: usize,
         (p, v): (usize, usize),
+        next: Option<usize>,
     ) {
         let Operands { x: inputs, rows: (start, _), w } = self.operands;
         let (all, pairs) = (d.activations(&inputs.pairs), w.pairs);
@@ -235,8 +245,14 @@ impl Block<'_> {
         for i in 0..P {
             panels[i] = &w.panel(self.part.first / COLUMNS + p + i)[..pairs];
         }
+        // Without a next one, lines that are near already.
+        let far = match next {
+            Some(half) => panels[P - 1].as_ptr_range().end.cast::<Pairs>().wrapping_add(half),
+            None => panels[0].as_ptr().cast(),
+        };
         let mut sums = [[[d.zero(); V]; P]; M];
         for k in 0..pairs {
+            d.prefetch_far(far.wrapping_add(2 * k).cast());
             let mut w = [[d.load(&panels[0][k].0[v]); V]; P];
             for i in 0..P {
                 let ahead = panels[i].as_ptr().wrapping_add(k + PREFETCHED);

@@ -36,28 +36,26 @@ pub(super) struct Geometry {
     pub(super) head_size: usize,
 }
 
-/// `q [T, H, D]`, cache `[N, K, B, D]` twice, a checked batch; gives `[T, H, D]`.
+/// `q [T, H, D]`, cache `[N, K, B, D]` twice, a checked batch, out `[T, H, D]`.
 pub(super) fn paged_attention(
     q: Rows<'_>,
     cache: (Floats<'_>, Floats<'_>),
     geometry: Geometry,
-    batch: &PagedBatch<'_>,
-    (params, sinks): (&AttentionParams<'_>, Option<&[f32]>),
-) -> Vec<f32> {
-    let mut out = vec![0.0; q.count * q.len];
+    (batch, params, sinks): (&PagedBatch<'_>, &AttentionParams<'_>, Option<&[f32]>),
+    out: &mut [f32],
+) {
     match cache {
         (Floats::F32(k), Floats::F32(v)) => {
-            run(&Layer { q, k, v, geometry, params, sinks }, batch, &mut out);
+            run(&Layer { q, k, v, geometry, params, sinks }, batch, out);
         }
         (Floats::F16(k), Floats::F16(v)) => {
-            run(&Layer { q, k, v, geometry, params, sinks }, batch, &mut out);
+            run(&Layer { q, k, v, geometry, params, sinks }, batch, out);
         }
         (Floats::Bf16(k), Floats::Bf16(v)) => {
-            run(&Layer { q, k, v, geometry, params, sinks }, batch, &mut out);
+            run(&Layer { q, k, v, geometry, params, sinks }, batch, out);
         }
         _ => unreachable!("both caches have one dtype"),
     }
-    out
 }
 
 /// What all units read.

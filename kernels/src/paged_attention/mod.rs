@@ -25,7 +25,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use crate::view::{self, Locked};
 use crate::{KernelError, Result};
@@ -72,7 +72,21 @@ pub fn paged_attention(
     batch: &PagedBatch<'_>,
     params: &AttentionParams<'_>,
 ) -> Result<Tensor> {
+    let out = view::empty(&view::dims(q, "q", ["T", "H", "D"])?)?;
+    paged_attention_into(q, [cache_k, cache_v], batch, params, &out)?;
+    Ok(out)
+}
+
+/// [`paged_attention`], written to `out` `[T, H, D]` f32, contiguous.
+pub fn paged_attention_into(
+    q: &Tensor,
+    [cache_k, cache_v]: [&Tensor; 2],
+    batch: &PagedBatch<'_>,
+    params: &AttentionParams<'_>,
+    out: &Tensor,
+) -> Result<()> {
     let [tokens, heads, head_size] = view::dims(q, "q", ["T", "H", "D"])?;
+    view::shape(out, "out", &[tokens, heads, head_size])?;
     let [blocks, kv_heads, block_size, _] = view::dims(cache_k, "cache_k", ["N", "K", "B", "D"])?;
     view::shape(cache_k, "cache_k", &[blocks, kv_heads, block_size, head_size])?;
     view::shape(cache_v, "cache_v", cache_k.dims())?;
@@ -87,22 +101,16 @@ pub fn paged_attention(
     check_params(params, heads)?;
     check_batch(batch, tokens)?;
     check_tables(batch, params, blocks, block_size)?;
-    match q.device() {
-        Device::Cpu => {
-            let (q, k, v) = (
-                Locked::new(q, "q")?,
-                Locked::new(cache_k, "cache_k")?,
-                Locked::new(cache_v, "cache_v")?,
-            );
-            let geometry = cpu::Geometry { heads, kv_heads, block_size, head_size };
-            let cache = (k.floats()?, v.floats()?);
-            let sinks = params.sinks.map(|sinks| Locked::new(sinks, "sinks")).transpose()?;
-            let sinks = sinks.as_ref().map(Locked::f32s).transpose()?;
-            let out = cpu::paged_attention(q.rows()?, cache, geometry, batch, (params, sinks));
-            view::tensor(out, &[tokens, heads, head_size])
-        }
-        device => Err(KernelError::device("q", device)),
-    }
+    let (q, k, v) =
+        (Locked::new(q, "q")?, Locked::new(cache_k, "cache_k")?, Locked::new(cache_v, "cache_v")?);
+    let geometry = cpu::Geometry { heads, kv_heads, block_size, head_size };
+    let (queries, cache) = (q.rows()?, (k.floats()?, v.floats()?));
+    let sinks = params.sinks.map(|sinks| Locked::new(sinks, "sinks")).transpose()?;
+    let logits = sinks.as_ref().map(Locked::f32s).transpose()?;
+    let read = [Some(&q), Some(&k), Some(&v), sinks.as_ref()];
+    view::write(out, "out", &read, |out| {
+        cpu::paged_attention(queries, cache, geometry, (batch, params, logits), out);
+    })
 }
 
 fn check_batch(batch: &PagedBatch<'_>, tokens: usize) -> Result<()> {

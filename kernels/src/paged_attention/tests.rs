@@ -1,6 +1,6 @@
 //! What is promised of paged attention, for every dtype, window, cap and sink.
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 
 use super::*;
 use crate::kv_cache;

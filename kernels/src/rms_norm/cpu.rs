@@ -1,9 +1,8 @@
-//! RMS norm on the CPU: a row is read for its sum of squares and, from the cache, once more.
+//! RMS norm on the CPU, row by row ([`norm::rms`]).
 
-use crate::dot::dots;
-use crate::parallel;
 use crate::simd::{Level, Simd, Task};
 use crate::view::Rows;
+use crate::{norm, parallel};
 
 /// `x [.., hidden]`, `weight [hidden]`; gives x's elements in row-major order.
 pub(super) fn rms_norm(x: Rows<'_>, weight: &[f32], eps: f32) -> Vec<f32> {
@@ -35,11 +34,7 @@ impl Task for Norm<'_> {
         for (t, out) in self.out.chunks_exact_mut(self.x.len).enumerate() {
             let rows = self.x.row(self.first + t).chunks_exact(hidden);
             for (row, out) in rows.zip(out.chunks_exact_mut(hidden)) {
-                let [[squares]] = dots(s, [row], [row]);
-                let scale = 1.0 / (squares / hidden as f32 + self.eps).sqrt();
-                for ((out, x), weight) in out.iter_mut().zip(row).zip(self.weight) {
-                    *out = x * scale * weight;
-                }
+                norm::rms(s, row, (self.weight, self.eps), out);
             }
         }
     }

@@ -78,3 +78,32 @@ fn turn_neighbours<S: Simd>(x: &[f32], out: &mut [f32], cos: &[f32], sin: &[f32]
         *out = [fma::<S>(*a, *cos, -(b * sin)), fma::<S>(*b, *cos, a * sin)];
     }
 }
+
+/// Turns one head where it stands.
+#[inline(always)]
+pub(crate) fn turn_in_place<S: Simd>(
+    head: &mut [f32],
+    table: &RopeTable,
+    style: RopeStyle,
+    position: u32,
+) {
+    let (cos, sin) = table.at(position);
+    let turn = |a: &mut f32, b: &mut f32, cos: f32, sin: f32| {
+        (*a, *b) = (fma::<S>(*a, cos, -(*b * sin)), fma::<S>(*b, cos, *a * sin));
+    };
+    match style {
+        RopeStyle::Half => {
+            let half = cos.len();
+            let (first, second) = head[..2 * half].split_at_mut(half);
+            for i in 0..half {
+                turn(&mut first[i], &mut second[i], cos[i], sin[i]);
+            }
+        }
+        RopeStyle::Interleaved => {
+            let pairs = head.as_chunks_mut::<2>().0.iter_mut();
+            for ([a, b], (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
+                turn(a, b, *cos, *sin);
+            }
+        }
+    }
+}

@@ -7,7 +7,7 @@
 //!
 //! x `[T, H, D]` f32, strided in T or not; out `[T, H, D]` f32, contiguous.
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(test)]
 mod reference;
 

@@ -48,6 +48,8 @@ pub(crate) trait Simd: Copy {
     fn store(self, v: Self::V, to: &mut [f32; LANES]);
     /// Begins to bring what lies at `address`, which may be anything, into the caches.
     fn prefetch(self, address: *const u8);
+    /// The same, but into the second-level cache only.
+    fn prefetch_far(self, address: *const u8);
     /// `a * b + c`.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
 

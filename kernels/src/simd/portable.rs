@@ -49,6 +49,9 @@ impl Simd for Portable {
     fn prefetch(self, _: *const u8) {}
 
     #[inline(always)]
+    fn prefetch_far(self, _: *const u8) {}
+
+    #[inline(always)]
     fn fma(self, a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
         std::array::from_fn(|i| super::math::fma::<Self>(a[i], b[i], c[i]))
     }
