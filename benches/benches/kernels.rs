@@ -16,7 +16,7 @@ use millstream_kernels::activation::{Activation, gated};
 use millstream_kernels::add::add;
 use millstream_kernels::embedding::{Table, embedding};
 use millstream_kernels::kv_cache;
-use millstream_kernels::linear::{LinearWeight, grouped_linear, linear};
+use millstream_kernels::linear::{LinearWeight, Quantization, grouped_linear, linear};
 use millstream_kernels::moe::{Grouping, Order, Routing, Score, combine, gather, route};
 use millstream_kernels::paged_attention::{AttentionParams, PagedBatch, paged_attention};
 use millstream_kernels::peak;
@@ -85,9 +85,12 @@ impl Bench {
         });
         // A few milliseconds.
         const ROUNDS: usize = 1 << 19;
-        for (dtype, multiply) in
-            [("f32", peak::multiply_f32 as fn(usize) -> usize), ("bf16", peak::multiply_bf16)]
-        {
+        let all: [(_, fn(usize) -> usize); 3] = [
+            ("f32", peak::multiply_f32),
+            ("bf16", peak::multiply_bf16),
+            ("int8", peak::multiply_i8),
+        ];
+        for (dtype, multiply) in all {
             let name = format!("roofline: {dtype} products on {threads} cores");
             self.line(&name, (0, threads * multiply(ROUNDS)), |_| {
                 std::thread::scope(|scope| {
@@ -102,6 +105,8 @@ impl Bench {
         let shapes = [[4096, 1024], [1024, 2048], [6144, 1024], [1024, 3072], [151_936, 1024]];
         for shape in shapes {
             self.linear(shape, DType::BF16, &[1, 2, 4, 8, 16, 32, 64, 128, 512])?;
+            self.quantized(shape, Quantization::Int8)?;
+            self.quantized(shape, Quantization::Int4)?;
         }
         // The demo model's size, which stays in a cache; and other dtypes.
         self.linear([256, 256], DType::BF16, &[1, 4, 32, 512])?;
@@ -133,6 +138,32 @@ impl Bench {
                     black_box(x.matmul(&w)).expect("matmul");
                 });
             }
+        }
+        Ok(())
+    }
+
+    fn quantized(&self, [n, k]: [usize; 2], to: Quantization) -> Result<()> {
+        let name = |tokens| format!("linear T={tokens} N={n} K={k} {to:?}");
+        let tokens = [1, 4, 8, 32, 128, 512];
+        if !tokens.iter().any(|&tokens| name(tokens).contains(&self.filter)) {
+            return Ok(());
+        }
+        // Of 32 elements, the integers and what they share.
+        let block_bytes = match to {
+            Quantization::Int8 => 32 + 2,
+            Quantization::Int4 => 16 + 4,
+        };
+        let weight_bytes = n * k.div_ceil(32) * block_bytes;
+        let w = random(&[n, k])?;
+        let weights = (0..ROTATED.div_ceil(weight_bytes))
+            .map(|_| Ok(LinearWeight::quantize(&w, to)?))
+            .collect::<Result<Vec<_>>>()?;
+        for tokens in tokens {
+            let x = random(&[tokens, k])?;
+            let (bytes, flops) = (weight_bytes + 4 * tokens * (n + k), 2 * tokens * n * k);
+            self.line(&name(tokens), (bytes, flops), |call| {
+                black_box(linear(&x, &weights[call % weights.len()], None)).expect("linear");
+            });
         }
         Ok(())
     }

@@ -4,8 +4,9 @@
 //! `reference.rs` a plain version that is right at first sight (tests only), `cpu.rs` the fast one.
 //!
 //! What holds for all of them:
-//! - activations are f32; weights and caches are f32, f16 or bf16 and stay in their dtype (what
-//!   [`linear`] does to activations before it multiplies them is its own affair);
+//! - activations are f32; weights and caches are f32, f16 or bf16 and stay in their dtype, but for
+//!   matrices that [`linear`] is asked to keep in 8 or 4 bits (what it does to activations before it
+//!   multiplies them is its own affair);
 //! - a row of the result depends on that row of the input alone, to the last bit: not on how many
 //!   rows there are, not on its neighbours, not on the number of threads. So sums run in one fixed
 //!   order for every batch size, and tiles are cut by absolute position;
@@ -16,7 +17,7 @@
 //! Which instructions run is decided once per process, so results may differ in the last bits
 //! between a processor with fused multiply-add and one without, and by the rounding of activations
 //! to bf16 between one that multiplies bf16 and one that does not, never between two runs on the
-//! same one.
+//! same one. Products with quantised weights are the same on all that fuse.
 //!
 //! Letters in shapes: `T` tokens, `H` heads, `K` kv heads, `D` head size, `N` blocks, `B` block
 //! size. This crate knows arrays; it does not know models, sequences or steps.

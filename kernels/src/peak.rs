@@ -2,9 +2,12 @@
 
 use std::hint::black_box;
 
+#[cfg(target_arch = "x86_64")]
+use crate::scratch::Aligned;
+use crate::simd::bytes::{ByteDot, ByteTask, ByteUnits, Quad, Quads};
 use crate::simd::pairs::Units;
 #[cfg(target_arch = "x86_64")]
-use crate::simd::pairs::{Activations, Aligned, PairDot, PairTask};
+use crate::simd::pairs::{Activations, PairDot, PairTask};
 use crate::simd::{LANES, Level, Simd, Task};
 #[cfg(target_arch = "x86_64")]
 use half::bf16;
@@ -63,13 +66,38 @@ pub fn multiply_bf16(rounds: usize) -> usize {
         Units::Widened(_) => multiply_f32(rounds),
         #[cfg(target_arch = "x86_64")]
         Units::Dots(dots) => {
-            let x = Activations::Rounded(Aligned::new(black_box([bf16::ZERO; 2]), 1));
+            let mut x = Aligned::new(1);
+            x[0] = black_box([bf16::ZERO; 2]);
+            let x = Activations::Rounded(x);
             dots.run(MultiplyPairs { x, rounds });
             rounds * SUMS * 4 * LANES
         }
         #[cfg(target_arch = "x86_64")]
         Units::Tiles(amx) => amx.spin(rounds),
     }
+}
+
+/// Multiplies bytes in registers, in the instructions that products with 8-bit weights use; gives the
+/// number of multiplications and additions.
+pub fn multiply_i8(rounds: usize) -> usize {
+    struct Multiply(usize);
+    impl ByteTask for Multiply {
+        #[inline(always)]
+        fn run<D: ByteDot>(self, d: D) {
+            let (x, w) = (D::X::new(black_box([0; 4])), d.load(black_box(&Quads::default())));
+            let mut sums = [d.splat(black_box(0)); SUMS];
+            for _ in 0..self.0 {
+                for sum in &mut sums {
+                    *sum = d.dot(x, w, *sum);
+                }
+            }
+            for sum in sums {
+                Simd::store(d.simd(), d.to_f32(sum), black_box(&mut [0.0; LANES]));
+            }
+        }
+    }
+    ByteUnits::current().run(Multiply(rounds));
+    rounds * SUMS * 8 * LANES
 }
 
 /// Independent sums: enough for two multipliers of six cycles each.

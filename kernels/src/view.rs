@@ -103,6 +103,11 @@ pub(crate) fn write<E: Element>(
         return Err(KernelError::DType { argument, expected, found });
     }
     drop(locked);
+    // Candle takes a tensor of nothing for one that overlaps itself.
+    if out.elem_count() == 0 {
+        f(&mut []);
+        return Ok(());
+    }
     out.inplace_op1(&Write { f: Cell::new(Some(f)), elements: PhantomData })?;
     Ok(())
 }

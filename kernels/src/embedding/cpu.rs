@@ -1,7 +1,6 @@
 //! Embedding on the CPU: one copy per token, widened on the way.
 
 use crate::element::Element;
-use crate::linear::Packed;
 use crate::parallel;
 use crate::view::Floats;
 
@@ -24,11 +23,16 @@ fn gather<E: Element>(table: &[E], ids: &[u32], hidden: usize, out: &mut [f32]) 
     }
 }
 
-/// `table [V, hidden]`, ids below V, out `[T, hidden]`.
-pub(super) fn embedding_packed(table: &Packed, ids: &[u32], hidden: usize, out: &mut [f32]) {
+/// The rows of a table that lies in panels, which `read` writes; out `[T, hidden]`.
+pub(super) fn embedding_packed(
+    ids: &[u32],
+    hidden: usize,
+    read: impl Fn(usize, &mut [f32]) + Sync,
+    out: &mut [f32],
+) {
     parallel::for_rows(out, hidden, PACKED_NS * ids.len() * hidden, |first, out| {
         for (&id, out) in ids[first..].iter().zip(out.chunks_exact_mut(hidden)) {
-            table.row(id as usize, out);
+            read(id as usize, out);
         }
     });
 }

@@ -44,12 +44,11 @@ pub fn embedding_into(
         Table::Packed(weight) => match weight.matrix() {
             Matrix::Dense(table) => table,
             Matrix::Packed(packed) => {
-                let shape = [weight.out_features(), weight.in_features()];
-                check(shape, ids, out)?;
-                return view::write(out, "out", &[], |out| {
-                    cpu::embedding_packed(packed, ids, shape[1], out);
-                    cpu::scale(out, scale);
-                });
+                return packed_into(weight, ids, scale, out, |id, to| packed.row(id, to));
+            }
+            // The rows are what it has kept of them.
+            Matrix::Quantized(quantized) => {
+                return packed_into(weight, ids, scale, out, |id, to| quantized.row(id, to));
             }
         },
     };
@@ -59,6 +58,22 @@ pub fn embedding_into(
     let elements = table.floats()?;
     view::write(out, "out", &[Some(&table)], |out| {
         cpu::embedding(elements, ids, hidden, out);
+        cpu::scale(out, scale);
+    })
+}
+
+/// The rows of `weight` named by `ids`, which `read` writes.
+fn packed_into(
+    weight: &LinearWeight,
+    ids: &[u32],
+    scale: Option<f32>,
+    out: &Tensor,
+    read: impl Fn(usize, &mut [f32]) + Sync,
+) -> Result<()> {
+    let hidden = weight.in_features();
+    check([weight.out_features(), hidden], ids, out)?;
+    view::write(out, "out", &[], |out| {
+        cpu::embedding_packed(ids, hidden, read, out);
         cpu::scale(out, scale);
     })
 }

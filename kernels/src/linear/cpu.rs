@@ -7,16 +7,17 @@ use std::ops::Range;
 
 use super::packed::Packed;
 use super::panels::Inputs;
-use super::{dense, panels};
-use crate::parallel;
-use crate::simd::Level;
+use super::quantized::Quantized;
+use super::{dense, integers, panels};
+use crate::parallel::{self, Disjoint};
 use crate::simd::pairs::COLUMNS;
+use crate::simd::{LANES, Level};
 use crate::threads;
 use crate::view::{Floats, Rows};
 
-/// Handing out a piece of work costs some microseconds: a piece takes at least so long, as long as
-/// there is one for each thread.
-const PIECE_NS: usize = 100_000;
+/// Handing out a piece of work costs some time, and the beginning of one is not yet on its way from
+/// memory: a piece takes at least so long, as long as there is one for each thread.
+const PIECE_NS: usize = 50_000;
 
 /// At most so many pieces for each thread: they even out what threads are otherwise busy with.
 const PIECES_PER_THREAD: usize = 4;
@@ -35,67 +36,152 @@ pub(super) enum Matrix<'a> {
     Dense(Floats<'a>),
     /// bf16, in panels.
     Packed(&'a Packed),
+    /// In 8 or in 4 bits, in panels.
+    Quantized(&'a Quantized),
 }
 
-/// Some columns of a product.
+/// Some columns of a product, which are those of one thread.
 pub(super) struct Part<'a> {
     /// Of the product.
-    pub(super) first: usize,
+    pub(super) columns: Range<usize>,
     /// `[N]`, for all columns of the product.
     pub(super) bias: Option<&'a [f32]>,
-    /// `[rows of the product][columns]`.
-    pub(super) out: Vec<&'a mut [f32]>,
+    /// `[T, N]`, of all products.
+    out: &'a Disjoint<'a, f32>,
+    /// `N`.
+    out_features: usize,
+    /// The product's first row.
+    first_row: usize,
 }
 
-/// Products of one N, `out_features`, whose rows follow each other and are all of x; out `[T, N]`.
-pub(super) fn linear(x: Rows<'_>, products: &[Product<'_>], out_features: usize, out: &mut [f32]) {
+impl Part<'_> {
+    /// What this part has of row `t` of the product.
+    #[inline(always)]
+    pub(super) fn row(&mut self, t: usize) -> &mut [f32] {
+        let start = (self.first_row + t) * self.out_features;
+        // SAFETY: parts differ in their columns or in their rows, and while this one is borrowed
+        // it gives out no other.
+        #[allow(unsafe_code)] // Columns of one matrix, which the compiler cannot see apart.
+        unsafe {
+            self.out.part(start + self.columns.start..start + self.columns.end)
+        }
+    }
+
+    /// Writes the sums of row `t` and sixteen columns, from column `first` of the part on, as far as
+    /// there are such columns.
+    #[inline(always)]
+    pub(super) fn write(&mut self, (t, first): (usize, usize), sums: &[f32; LANES]) {
+        let (bias, column) = (self.bias, self.columns.start + first);
+        let Some(out) = self.row(t).get_mut(first..) else { return };
+        let bias = bias.map(|bias| &bias[column..]);
+        match (out.first_chunk_mut::<LANES>(), bias) {
+            (Some(out), None) => *out = *sums,
+            (Some(out), Some(bias)) => {
+                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[..LANES]) {
+                    *out = sum + bias;
+                }
+            }
+            (None, bias) => {
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = sums[i] + bias.map_or(0.0, |bias| bias[i]);
+                }
+            }
+        }
+    }
+}
+
+/// What the products of a call read: x in the forms that they want.
+struct Sources<'a> {
+    x: Rows<'a>,
+    rounded: OnceCell<Inputs>,
+    quantized: OnceCell<integers::Inputs>,
+}
+
+/// One product, `w` and `bias` against its rows of x; out `[T, N]`.
+pub(super) fn linear(x: Rows<'_>, product: &Product<'_>, out_features: usize, out: &mut [f32]) {
     if out.is_empty() {
         return;
     }
-    let inputs = OnceCell::new();
-    let operands: Vec<Operands<'_>> = products
-        .iter()
-        .map(|Product { rows, w, .. }| match *w {
-            Matrix::Dense(w) => Operands::Dense(dense::Operands { x: x.part(rows.clone()), w }),
-            Matrix::Packed(w) => {
-                let x = inputs.get_or_init(|| Inputs::new(x));
-                Operands::Packed(panels::Operands { x, rows: (rows.start, rows.len()), w })
-            }
-        })
-        .collect();
+    let sources = Sources::new(x);
+    let operands = sources.operands(product);
+    let strips = operands.strips(out_features);
+    let nanoseconds = strips.count * strips.nanoseconds;
+    let pieces = num_pieces(nanoseconds).min(strips.count);
+    let out = Disjoint::new(out);
+    parallel::for_pieces(pieces, nanoseconds, |piece| {
+        let [start, end] = [piece, piece + 1].map(|i| strips.count * i / pieces * strips.columns);
+        operands.run(Part {
+            columns: start..end.min(out_features),
+            bias: product.bias,
+            out: &out,
+            out_features,
+            first_row: 0,
+        });
+    });
+}
+
+/// Products of one N, `out_features`, whose rows follow each other and are all of x; out `[T, N]`.
+pub(super) fn grouped(x: Rows<'_>, products: &[Product<'_>], out_features: usize, out: &mut [f32]) {
+    if out.is_empty() {
+        return;
+    }
+    let sources = Sources::new(x);
+    let operands: Vec<Operands<'_>> =
+        products.iter().map(|product| sources.operands(product)).collect();
     let strips: Vec<Strips> =
         operands.iter().map(|operands| operands.strips(out_features)).collect();
     let nanoseconds = strips.iter().map(|strips| strips.count * strips.nanoseconds).sum();
+    let out = Disjoint::new(out);
     let mut pieces: Vec<Vec<(Operands<'_>, Part<'_>)>> = Vec::new();
-    let mut rest = out;
     for (i, cuts) in cut(&strips, num_pieces(nanoseconds)).into_iter().enumerate() {
-        let bias = products[i].bias;
-        let (own, after) = rest.split_at_mut(products[i].rows.len() * out_features);
-        rest = after;
-        let widths: Vec<usize> =
-            cuts.iter().map(|cut| cut.strips.len() * strips[i].columns).collect();
-        for (cut, out) in cuts.iter().zip(split_columns(own, out_features, &widths)) {
-            pieces.resize_with(pieces.len().max(cut.piece + 1), Vec::new);
-            let first = cut.strips.start * strips[i].columns;
-            pieces[cut.piece].push((operands[i], Part { first, bias, out }));
+        for Cut { piece, strips: range } in cuts {
+            pieces.resize_with(pieces.len().max(piece + 1), Vec::new);
+            let [start, end] = [range.start, range.end].map(|strip| strip * strips[i].columns);
+            let part = Part {
+                columns: start..end.min(out_features),
+                bias: products[i].bias,
+                out: &out,
+                out_features,
+                first_row: products[i].rows.start,
+            };
+            pieces[piece].push((operands[i], part));
         }
     }
-    let level = Level::current();
     parallel::for_each(pieces, nanoseconds, |parts| {
-        for (operands, part) in parts {
-            match operands {
-                Operands::Dense(operands) => level.run(dense::Block { operands, part }),
-                Operands::Packed(operands) => panels::Block { operands, part }.run(),
+        parts.into_iter().for_each(|(operands, part)| operands.run(part));
+    });
+}
+
+impl<'a> Sources<'a> {
+    fn new(x: Rows<'a>) -> Self {
+        Self { x, rounded: OnceCell::new(), quantized: OnceCell::new() }
+    }
+
+    fn operands(&'a self, Product { rows, w, .. }: &Product<'a>) -> Operands<'a> {
+        let (x, range) = (self.x, (rows.start, rows.len()));
+        match *w {
+            Matrix::Dense(w) => {
+                let x = x.part(rows.clone());
+                Operands::Dense(dense::Operands { x, w }, Level::current())
+            }
+            Matrix::Packed(w) => {
+                let x = self.rounded.get_or_init(|| Inputs::new(x));
+                Operands::Packed(panels::Operands { x, rows: range, w })
+            }
+            Matrix::Quantized(w) => {
+                let x = self.quantized.get_or_init(|| integers::Inputs::new(x));
+                Operands::Quantized(integers::Operands { x, rows: range, w })
             }
         }
-    });
+    }
 }
 
 /// What a product reads.
 #[derive(Clone, Copy)]
 enum Operands<'a> {
-    Dense(dense::Operands<'a>),
+    Dense(dense::Operands<'a>, Level),
     Packed(panels::Operands<'a>),
+    Quantized(integers::Operands<'a>),
 }
 
 /// The columns of a product, as many together as are computed together.
@@ -109,11 +195,21 @@ struct Strips {
 impl Operands<'_> {
     fn strips(&self, out_features: usize) -> Strips {
         let (columns, nanoseconds) = match self {
-            Self::Dense(operands) => (dense::COLUMNS, operands.nanoseconds(out_features)),
+            Self::Dense(operands, _) => (dense::COLUMNS, operands.nanoseconds(out_features)),
             Self::Packed(operands) => (COLUMNS, operands.nanoseconds()),
+            Self::Quantized(operands) => (COLUMNS, operands.nanoseconds()),
         };
         let count = out_features.div_ceil(columns);
         Strips { count, columns, nanoseconds: nanoseconds.max(1) }
+    }
+
+    /// Computes a part.
+    fn run(self, part: Part<'_>) {
+        match self {
+            Self::Dense(operands, level) => level.run(dense::Block { operands, part }),
+            Self::Packed(operands) => panels::Block { operands, part }.run(),
+            Self::Quantized(operands) => integers::Product { operands, part }.run(),
+        }
     }
 }
 
@@ -153,25 +249,6 @@ fn cut(products: &[Strips], pieces: usize) -> Vec<Vec<Cut>> {
         all.push(cuts);
     }
     all
-}
-
-/// Cuts the columns of `out`, `[T, out_features]`, into blocks of these widths, the last of which
-/// may be narrower: for each block, its part of each row.
-fn split_columns<'a>(
-    out: &'a mut [f32],
-    out_features: usize,
-    widths: &[usize],
-) -> Vec<Vec<&'a mut [f32]>> {
-    let tokens = out.len() / out_features;
-    let mut blocks: Vec<_> = widths.iter().map(|_| Vec::with_capacity(tokens)).collect();
-    for mut row in out.chunks_exact_mut(out_features) {
-        for (block, &width) in blocks.iter_mut().zip(widths) {
-            let (part, rest) = row.split_at_mut(width.min(row.len()));
-            block.push(part);
-            row = rest;
-        }
-    }
-    blocks
 }
 
 #[cfg(test)]

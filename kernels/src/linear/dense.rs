@@ -60,7 +60,7 @@ impl Task for Block<'_> {
 impl Block<'_> {
     #[inline(always)]
     fn multiply<S: Simd, E: Element>(mut self, s: S, w: &[E]) {
-        let features = self.part.out.first().map_or(0, |out| out.len());
+        let features = self.part.columns.len();
         let fitting = BLOCK_BYTES / (self.operands.x.len * size_of::<E>()).max(1);
         let step = fitting.max(1).next_multiple_of(COLUMNS);
         for first in (0..features).step_by(step) {
@@ -112,7 +112,7 @@ impl Block<'_> {
         w: &[E],
         (t, n): (usize, usize),
     ) {
-        let (x, first) = (self.operands.x, self.part.first + n);
+        let (x, first) = (self.operands.x, self.part.columns.start + n);
         let (mut x_rows, mut w_rows) = ([[].as_slice(); M], [[].as_slice(); N]);
         for m in 0..M {
             x_rows[m] = x.row(t + m);
@@ -124,7 +124,7 @@ impl Block<'_> {
         for m in 0..M {
             for i in 0..N {
                 let bias = self.part.bias.map_or(0.0, |bias| bias[first + i]);
-                self.part.out[t + m][n + i] = products[m][i] + bias;
+                self.part.row(t + m)[n + i] = products[m][i] + bias;
             }
         }
     }

@@ -1,10 +1,19 @@
 //! Linear: `out[t,n] = sum_k x[t,k] * w[n,k] + bias[n]`, products and sums in f32.
 //!
-//! x `[T, K]` f32, rows may be strided; w `[N, K]` f32|f16|bf16; bias `[N]` f32;
+//! x `[T, K]` f32, rows may be strided; w `[N, K]` f32|f16|bf16, or quantised; bias `[N]` f32;
 //! out `[T, N]` f32.
 //!
 //! Where w is bf16 and the processor multiplies bf16 with bf16, x is rounded to bf16, to nearest
-//! even: an error of at most 2^-9 of each element. Everywhere else x is taken as it is.
+//! even: an error of at most 2^-9 of each element.
+//!
+//! Where w is quantised, in 8 or in 4 bits, `w[n,k] = scale_w * q_w[n,k] + min_w` with integers q_w,
+//! and a scale and a minimum for each 32 k of a row ([`Block`]). Then x is quantised too, on every
+//! processor: `x[t,k]` becomes `scale_x * q_x[t,k]` with `scale_x` the largest of 32 elements / 127,
+//! an error of at most half of `scale_x`. Products of integers are summed exactly:
+//! `out[t,n] = sum_blocks scale_w * scale_x * sum_k q_x * q_w + min_w * scale_x * sum_k q_x + bias[n]`.
+//! A row of x that is not finite gives NaN.
+//!
+//! Everywhere else x is taken as it is.
 //!
 //! The sum over k runs in an order that depends on K alone, so `out[t,n]` has the same bits in
 //! every batch.
@@ -13,10 +22,15 @@
 //! `grouped_linear(x, ends, w, bias)[t,n] = linear(x, w[g], bias[g])[t,n]`, to the last bit, for the
 //! rows t of group g: those before `ends[g]` and not before `ends[g-1]`.
 
+mod blocks;
 mod cpu;
 mod dense;
+mod integers;
 mod packed;
 mod panels;
+mod quantized;
+#[cfg(test)]
+mod quantized_tests;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
@@ -27,14 +41,17 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
+use crate::element::Element;
 use crate::view::{self, Floats, Locked};
 use crate::{KernelError, Result};
-pub(crate) use packed::Packed;
+pub use blocks::{Block, Quantization};
+use packed::Packed;
+pub(crate) use quantized::Quantized;
 
 /// A weight matrix as [`linear`] wants it, prepared once when the model is loaded.
 ///
-/// bf16 is copied into another order, so that `w` is not needed any more; other dtypes stay as
-/// they are and share the memory of `w` where that is contiguous.
+/// bf16 is copied into another order, so that `w` is not needed any more, and so is what is
+/// quantised; other dtypes stay as they are and share the memory of `w` where that is contiguous.
 #[derive(Clone, Debug)]
 pub struct LinearWeight {
     matrix: Matrix,
@@ -49,6 +66,8 @@ pub(crate) enum Matrix {
     Dense(Tensor),
     /// bf16.
     Packed(Arc<Packed>),
+    /// In 8 or in 4 bits.
+    Quantized(Arc<Quantized>),
 }
 
 impl LinearWeight {
@@ -64,6 +83,52 @@ impl LinearWeight {
             _ => Matrix::Dense(w.clone()),
         };
         Ok(Self { matrix, out_features, in_features })
+    }
+
+    /// Quantises `w`, `[N, K]` f32|f16|bf16: each number to the nearest that its block can say. A
+    /// block with a number that is not finite, or too large for f16 to scale, gives NaN.
+    pub fn quantize(w: &Tensor, to: Quantization) -> Result<Self> {
+        let shape = view::dims(w, "w", ["N", "K"])?;
+        view::float_dtype(w, "w")?;
+        let w = w.contiguous()?;
+        let w = Locked::new(&w, "w")?;
+        match w.floats()? {
+            Floats::F32(w) => Self::quantize_elements(shape, to, w),
+            Floats::F16(w) => Self::quantize_elements(shape, to, w),
+            Floats::Bf16(w) => Self::quantize_elements(shape, to, w),
+        }
+    }
+
+    fn quantize_elements<E: Element>(shape: [usize; 2], to: Quantization, w: &[E]) -> Result<Self> {
+        Self::quantize_rows(shape, to, |n, row| E::widen(&w[n * shape[1]..][..shape[1]], row))
+    }
+
+    /// Quantises w, `[N, K]`, of which `read` writes row n: what [`LinearWeight::quantize`] makes of
+    /// the same rows, without all of them ever being in memory.
+    ///
+    /// Each row is read once, by any thread, in any order.
+    pub fn quantize_rows(
+        shape: [usize; 2],
+        to: Quantization,
+        read: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Result<Self> {
+        Ok(Self::quantized(shape, Quantized::from_rows(shape, to, read)?))
+    }
+
+    /// Packs w, `[N, K]`, that is quantised already: `read` writes the K / 32 blocks, rounded up, of
+    /// row n.
+    ///
+    /// Each row is read once, by any thread, in any order.
+    pub fn from_blocks(
+        shape: [usize; 2],
+        quantization: Quantization,
+        read: impl Fn(usize, &mut [Block]) + Sync,
+    ) -> Result<Self> {
+        Ok(Self::quantized(shape, Quantized::from_blocks(shape, quantization, read)?))
+    }
+
+    fn quantized([out_features, in_features]: [usize; 2], w: Quantized) -> Self {
+        Self { matrix: Matrix::Quantized(Arc::new(w)), out_features, in_features }
     }
 
     /// `N`: the length of a row of the result.
@@ -95,6 +160,7 @@ impl LinearWeight {
 enum Borrowed<'a> {
     Dense(Locked<'a>),
     Packed(&'a Packed),
+    Quantized(&'a Quantized),
 }
 
 impl<'a> Borrowed<'a> {
@@ -102,6 +168,7 @@ impl<'a> Borrowed<'a> {
         Ok(match &w.matrix {
             Matrix::Dense(w) => Self::Dense(Locked::new(w, "w")?),
             Matrix::Packed(w) => Self::Packed(w),
+            Matrix::Quantized(w) => Self::Quantized(w),
         })
     }
 
@@ -114,6 +181,7 @@ impl<'a> Borrowed<'a> {
         let w = match self {
             Self::Dense(w) => cpu::Matrix::Dense(w.floats()?),
             Self::Packed(w) => cpu::Matrix::Packed(w),
+            Self::Quantized(w) => cpu::Matrix::Quantized(w),
         };
         Ok(cpu::Product { rows, w, bias })
     }
@@ -145,7 +213,7 @@ pub fn linear_into(
     let bias_elements = bias.as_ref().map(Locked::f32s).transpose()?;
     let (rows, product) = (x.rows()?, weight.product(0..tokens, bias_elements)?);
     let read = [Some(&x), bias.as_ref()];
-    view::write(out, "out", &read, |out| cpu::linear(rows, &[product], w.out_features, out))
+    view::write(out, "out", &read, |out| cpu::linear(rows, &product, w.out_features, out))
 }
 
 /// [`linear`] with one weight for each group of rows: x `[T, K]` f32; `ends` `[G]`, the rows of
@@ -190,7 +258,7 @@ pub fn grouped_linear(
                 products.push(w.product(rows.clone(), bias)?);
             }
             let mut out = vec![0.0; tokens * out_features];
-            cpu::linear(x.rows()?, &products, out_features, &mut out);
+            cpu::grouped(x.rows()?, &products, out_features, &mut out);
             view::tensor(out, &[tokens, out_features])
         }
         device => Err(KernelError::device("x", device)),

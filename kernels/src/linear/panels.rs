@@ -93,29 +93,7 @@ impl Block<'_> {
     }
 
     fn num_panels(&self) -> usize {
-        self.part.out.first().map_or(0, |out| out.len().div_ceil(COLUMNS))
-    }
-
-    /// Writes the sums of row `t` and sixteen columns, from column `first` of the part on, as far as
-    /// there are such columns.
-    #[inline(always)]
-    fn write(&mut self, (t, first): (usize, usize), sums: &[f32; LANES]) {
-        let Some(out) = self.part.out[t].get_mut(first..) else { return };
-        let bias = self.part.bias.map(|bias| &bias[self.part.first + first..]);
-        match (out.first_chunk_mut::<LANES>(), bias) {
-            (Some(out), None) => *out = *sums,
-            (Some(out), Some(bias)) => {
-                let bias = &bias[..LANES];
-                for i in 0..LANES {
-                    out[i] = sums[i] + bias[i];
-                }
-            }
-            (None, bias) => {
-                for (i, out) in out.iter_mut().enumerate() {
-                    *out = sums[i] + bias.map_or(0.0, |bias| bias[i]);
-                }
-            }
-        }
+        self.part.columns.len().div_ceil(COLUMNS)
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -130,7 +108,7 @@ impl Block<'_> {
             // Of one group, the lines that follow; of several, the same lines of the next panel.
             let groups = rows.div_ceil(MAX_ROWS);
             let ahead = if groups == 1 { AHEAD } else { w.pairs };
-            let panels = w.from(self.part.first / COLUMNS + p);
+            let panels = w.from(self.part.columns.start / COLUMNS + p);
             for k in (0..w.pairs).step_by(TILED_PAIRS) {
                 let len = TILED_PAIRS.min(w.pairs - k);
                 let share = len.div_ceil(groups);
@@ -143,7 +121,7 @@ impl Block<'_> {
             }
             for (t, sums) in sums.iter().enumerate() {
                 for (v, sums) in sums.0.as_chunks::<LANES>().0.iter().enumerate() {
-                    self.write((t, p * COLUMNS + v * LANES), sums);
+                    self.part.write((t, p * COLUMNS + v * LANES), sums);
                 }
             }
         }
@@ -243,7 +221,7 @@ impl Block<'_> {
             x[m] = &all[(start + t + m) * inputs.stride..][..pairs];
         }
         for i in 0..P {
-            panels[i] = &w.panel(self.part.first / COLUMNS + p + i)[..pairs];
+            panels[i] = &w.panel(self.part.columns.start / COLUMNS + p + i)[..pairs];
         }
         // Without a next one, lines that are near already.
         let far = match next {
@@ -274,7 +252,7 @@ impl Block<'_> {
                 for j in 0..V {
                     let mut lanes = [0.0; LANES];
                     d.store(sums[m][i][j], &mut lanes);
-                    self.write((t + m, (p + i) * COLUMNS + (v + j) * LANES), &lanes);
+                    self.part.write((t + m, (p + i) * COLUMNS + (v + j) * LANES), &lanes);
                 }
             }
         }

@@ -9,6 +9,14 @@ pub(crate) fn fma<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
     if S::FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// The nearest integer of `x`, which is below 2^22 in size; ties to even.
+#[inline(always)]
+pub(crate) fn nearest(x: f32) -> i32 {
+    // Adding 1.5 * 2^23 leaves no bits behind the point.
+    const ROUND: f32 = 12_582_912.0;
+    (x + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32
+}
+
 /// `e^x` to 2 units in the last place; 0 and infinity where it leaves f32; NaN of NaN.
 ///
 /// `e^x = 2^n * e^r` with `r = x - n ln 2` in `[-ln 2 / 2, ln 2 / 2]`, and a polynomial for `e^r`

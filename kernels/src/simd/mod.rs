@@ -10,6 +10,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+pub(crate) mod bytes;
 pub(crate) mod math;
 pub(crate) mod memory;
 pub(crate) mod pairs;
@@ -18,6 +19,8 @@ mod portable;
 mod x86;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86_bf16;
+#[cfg(target_arch = "x86_64")]
+mod x86_bytes;
 
 use half::{bf16, f16};
 

@@ -12,8 +12,6 @@
 //! So x is rounded where the instructions ask for it, and nowhere else. A process uses one kind
 //! of units for every number of rows.
 
-use std::ops::{Deref, DerefMut};
-
 use half::bf16;
 
 #[cfg(target_arch = "x86_64")]
@@ -22,7 +20,7 @@ use super::amx::Amx;
 use super::x86_bf16::Avx512Bf16;
 use super::{LANES, Level, Simd};
 use crate::parallel;
-use crate::threads;
+use crate::scratch::{Aligned, Plain};
 use crate::view::Rows;
 
 /// Elements 2k and 2k + 1 of sixteen columns.
@@ -52,37 +50,6 @@ pub(crate) enum Activations {
     /// To the nearest, ties to even; subnormals are zero.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // Made by x86's units alone.
     Rounded(Aligned<[bf16; 2]>),
-}
-
-/// Elements that begin with a line of the cache: what reads them line by line would read two lines
-/// each time.
-pub(crate) struct Aligned<E> {
-    memory: Vec<E>,
-    first: usize,
-}
-
-impl<E: Copy> Aligned<E> {
-    /// `len` times `element`.
-    pub(crate) fn new(element: E, len: usize) -> Self {
-        const LINE: usize = 64;
-        let memory = vec![element; len + LINE / size_of::<E>()];
-        let first = memory.as_ptr().align_offset(LINE).min(memory.len() - len);
-        Self { memory, first }
-    }
-}
-
-impl<E> Deref for Aligned<E> {
-    type Target = [E];
-
-    fn deref(&self) -> &[E] {
-        &self.memory[self.first..]
-    }
-}
-
-impl<E> DerefMut for Aligned<E> {
-    fn deref_mut(&mut self) -> &mut [E] {
-        &mut self.memory[self.first..]
-    }
 }
 
 /// Sums of products of pairs. A value of an implementing type is the proof that the processor has
@@ -216,9 +183,11 @@ impl Units {
     /// The rows of x as these units take them, `stride` pairs each, filled up with zeros.
     pub(crate) fn take(self, x: Rows<'_>, stride: usize) -> Activations {
         match self {
-            Self::Widened(_) => Activations::Exact(filled(x, stride, [0.0; 2], |row, to| {
-                to.as_flattened_mut()[..row.len()].copy_from_slice(row);
-            })),
+            Self::Widened(_) => {
+                Activations::Exact(filled(x, (stride, x.len / 2), [0.0; 2], |row, to| {
+                    to.as_flattened_mut()[..row.len()].copy_from_slice(row);
+                }))
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Dots(dots) => dots.take(x, stride),
             #[cfg(target_arch = "x86_64")]
@@ -230,26 +199,27 @@ impl Units {
 #[cfg(target_arch = "x86_64")]
 impl Avx512Bf16 {
     fn take(self, x: Rows<'_>, stride: usize) -> Activations {
-        Activations::Rounded(filled(x, stride, [bf16::ZERO; 2], |row, to| self.round(row, to)))
+        let size = (stride, x.len / 2);
+        Activations::Rounded(filled(x, size, [bf16::ZERO; 2], |row, to| self.round(row, to)))
     }
 }
 
-/// Rows of `stride` pairs, of which `fill` writes the beginning.
-fn filled<E: Copy + Send + Sync>(
+/// Rows of `stride` elements, of which `fill` writes the beginning, at least the first `written`;
+/// what it does not write is zero.
+pub(super) fn filled<E: Plain>(
     x: Rows<'_>,
-    stride: usize,
+    (stride, written): (usize, usize),
     zero: E,
     fill: impl Fn(&[f32], &mut [E]) + Send + Sync,
 ) -> Aligned<E> {
-    let mut pairs = Aligned::new(zero, x.count * stride);
-    let rows = x.count.div_ceil(threads::count());
-    let parts: Vec<_> =
-        pairs[..x.count * stride].chunks_mut((rows * stride).max(1)).enumerate().collect();
-    // Some 16 elements a nanosecond.
-    parallel::for_each(parts, x.count * stride / 8, |(part, pairs)| {
-        for (t, to) in pairs.chunks_mut(stride).enumerate() {
-            fill(x.row(part * rows + t), to);
+    let mut rows = Aligned::new(x.count * stride);
+    // Some 32 bytes a nanosecond.
+    let nanoseconds = size_of_val(&*rows) / 32;
+    parallel::for_rows(&mut rows, stride, nanoseconds, |first, rows| {
+        for (t, to) in rows.chunks_exact_mut(stride).enumerate() {
+            to[written..].fill(zero);
+            fill(x.row(first + t), to);
         }
     });
-    pairs
+    rows
 }

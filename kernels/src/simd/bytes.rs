@@ -1,0 +1,437 @@
+//! Products of bytes with exact sums, in the best instructions that the processor has for them.
+//!
+//! Weights come in quads: four neighbours in k of each of sixteen columns, as unsigned bytes
+//! ([`Quads`]). x is quantised on the way: 32 neighbours in k share a scale ([`XBlock`]), and a row
+//! meets the weights four elements at a time. The sums of a block are integers without any rounding,
+//! so every kind of units gives the same bits; what becomes of them in f32 goes through the same
+//! [`Simd`] operations everywhere.
+//!
+//! | units | a quad adds to the sum |
+//! |---|---|
+//! | AVX-512 VNNI, AVX-VNNI | four products of bytes, in one instruction |
+//! | AVX-512 BW, AVX2 | two pairs of products of 16 bits |
+//! | portable | four products of 32 bits |
+//!
+//! Instructions that add up pairs of products of bytes in 16 bits (`vpmaddubsw`) are not used: they
+//! saturate.
+
+use super::math::nearest;
+use super::pairs::filled;
+use super::portable::Portable;
+#[cfg(target_arch = "x86_64")]
+use super::x86::Avx2;
+#[cfg(target_arch = "x86_64")]
+use super::x86_bytes::{Avx512Bw, Avx512Vnni, AvxVnni};
+use super::{LANES, Level, Simd, Task};
+use crate::scratch::{Aligned, Plain};
+use crate::view::Rows;
+
+/// Elements along k that share a scale.
+pub(crate) const BLOCK: usize = 32;
+
+/// Quads of a block.
+pub(crate) const QUADS: usize = BLOCK / 4;
+
+/// What unsigned bytes exceed the signed integers by that they stand for.
+pub(crate) const OFFSET: i32 = 128;
+
+/// Elements 4k to 4k + 3 of sixteen columns.
+pub(crate) type Quads = [[u8; 4]; LANES];
+
+/// Four elements of a row of x, between -127 and 127, as units take them.
+pub(crate) trait Quad: Copy + Send + Sync {
+    /// Four zeros.
+    const ZERO: Self;
+
+    fn new(x: [i8; 4]) -> Self;
+}
+
+/// As bytes, the first one lowest.
+impl Quad for i32 {
+    const ZERO: i32 = 0;
+
+    #[inline(always)]
+    fn new(x: [i8; 4]) -> i32 {
+        i32::from_le_bytes(x.map(|x| x as u8))
+    }
+}
+
+/// As 16 bits each: elements 0 and 2, then 1 and 3.
+impl Quad for [i32; 2] {
+    const ZERO: [i32; 2] = [0; 2];
+
+    #[inline(always)]
+    fn new(x: [i8; 4]) -> [i32; 2] {
+        [0, 1].map(|i| i32::from(x[i]) & 0xffff | i32::from(x[i + 2]) << 16)
+    }
+}
+
+/// 32 elements of a row of x: element k is `scale * q[k]`, but for rounding.
+#[derive(Clone, Copy)]
+pub(crate) struct XBlock<X> {
+    /// The integers q.
+    pub(crate) quads: [X; QUADS],
+    /// Their sum.
+    pub(crate) sum: i32,
+    /// The largest of the elements / 127. NaN if one is not finite: so is every product then.
+    pub(crate) scale: f32,
+    /// `scale * sum`.
+    pub(crate) scaled_sum: f32,
+}
+
+// SAFETY: numbers of 32 bits, of which every pattern is a value; `Quad` is implemented here alone,
+// for one or two i32.
+#[allow(unsafe_code)] // A promise about its bits.
+unsafe impl<X: Quad> Plain for XBlock<X> {}
+
+impl<X: Quad> XBlock<X> {
+    const ZERO: Self = Self { quads: [X::ZERO; QUADS], sum: 0, scale: 0.0, scaled_sum: 0.0 };
+
+    #[inline(always)]
+    fn new(x: &[f32; BLOCK]) -> Self {
+        let (q, scale) = quantize(x);
+        let sum = q.iter().map(|&q| i32::from(q)).sum();
+        let mut quads = [X::ZERO; QUADS];
+        for (to, q) in quads.iter_mut().zip(q.as_chunks().0) {
+            *to = X::new(*q);
+        }
+        Self { quads, sum, scale, scaled_sum: scale * sum as f32 }
+    }
+}
+
+/// Integers and their scale: `x[i]` is `scale * q[i]`, to half of the scale.
+#[inline(always)]
+pub(crate) fn quantize(x: &[f32; BLOCK]) -> ([i8; BLOCK], f32) {
+    // As bits, the largest of absolute values is an integer's affair, and NaN is above infinity.
+    let largest = x.iter().fold(0, |largest, x| (x.to_bits() & 0x7fff_ffff).max(largest));
+    let largest = f32::from_bits(largest);
+    let scale = largest / 127.0;
+    if !scale.is_finite() {
+        return ([0; BLOCK], f32::NAN);
+    }
+    if scale < f32::MIN_POSITIVE {
+        return ([0; BLOCK], 0.0);
+    }
+    let inverse = 127.0 / largest;
+    (x.map(|x| nearest(x * inverse) as i8), scale)
+}
+
+/// Rows of x as the processor's units take them, block by block.
+pub(crate) enum Activations {
+    Bytes(Aligned<XBlock<i32>>),
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // Made by x86's units alone.
+    Words(Aligned<XBlock<[i32; 2]>>),
+}
+
+/// Rows of `stride` blocks each.
+fn take<X: Quad>(x: Rows<'_>, stride: usize) -> Aligned<XBlock<X>> {
+    struct Row<'a, X> {
+        x: &'a [f32],
+        to: &'a mut [XBlock<X>],
+    }
+    impl<X: Quad> Task for Row<'_, X> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) {
+            let (whole, tail) = self.x.as_chunks();
+            for (x, to) in whole.iter().zip(&mut *self.to) {
+                *to = XBlock::new(x);
+            }
+            if !tail.is_empty() {
+                let mut last = [0.0; BLOCK];
+                last[..tail.len()].copy_from_slice(tail);
+                self.to[whole.len()] = XBlock::new(&last);
+            }
+        }
+    }
+    let level = Level::current();
+    filled(x, (stride, stride), XBlock::ZERO, |x, to| level.run(Row { x, to }))
+}
+
+/// Sums of products of bytes. A value of an implementing type is the proof that the processor has
+/// its instructions.
+pub(crate) trait ByteDot: Copy {
+    /// What scales the sums.
+    type S: Simd;
+    /// Four elements of a row of x.
+    type X: Quad;
+    /// [`Quads`] in registers.
+    type W: Copy;
+    /// Sixteen i32 sums.
+    type I: Copy;
+
+    fn simd(self) -> Self::S;
+    /// The blocks of `x`, which were made for these units.
+    fn activations(self, x: &Activations) -> &[XBlock<Self::X>];
+    fn load(self, w: &Quads) -> Self::W;
+    /// The low four bits of each byte, and the high ones.
+    fn load_halves(self, w: &Quads) -> [Self::W; 2];
+    fn splat(self, sum: i32) -> Self::I;
+    /// `sum + x[0] * w[0] + .. + x[3] * w[3]`.
+    fn dot(self, x: Self::X, w: Self::W, sum: Self::I) -> Self::I;
+    /// The sums as f32: exact below 2^24.
+    fn to_f32(self, sum: Self::I) -> <Self::S as Simd>::V;
+}
+
+impl ByteDot for Portable {
+    type S = Portable;
+    type X = i32;
+    type W = Quads;
+    type I = [i32; LANES];
+
+    #[inline(always)]
+    fn simd(self) -> Portable {
+        self
+    }
+
+    #[inline(always)]
+    fn activations(self, x: &Activations) -> &[XBlock<i32>] {
+        match x {
+            Activations::Bytes(x) => x,
+            Activations::Words(_) => unreachable!("a process has one kind of units"),
+        }
+    }
+
+    #[inline(always)]
+    fn load(self, w: &Quads) -> Quads {
+        *w
+    }
+
+    #[inline(always)]
+    fn load_halves(self, w: &Quads) -> [Quads; 2] {
+        [w.map(|w| w.map(|w| w & 15)), w.map(|w| w.map(|w| w >> 4))]
+    }
+
+    #[inline(always)]
+    fn splat(self, sum: i32) -> [i32; LANES] {
+        [sum; LANES]
+    }
+
+    #[inline(always)]
+    fn dot(self, x: i32, w: Quads, mut sum: [i32; LANES]) -> [i32; LANES] {
+        let x = x.to_le_bytes().map(|x| i32::from(x as i8));
+        for (sum, w) in sum.iter_mut().zip(w) {
+            for (x, w) in x.into_iter().zip(w) {
+                *sum += x * i32::from(w);
+            }
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn to_f32(self, sum: [i32; LANES]) -> [f32; LANES] {
+        sum.map(|sum| sum as f32)
+    }
+}
+
+/// A computation on [`Quads`] that is compiled once for each kind of units. `run` and all it calls
+/// must be `#[inline(always)]`.
+pub(crate) trait ByteTask {
+    /// Computes it.
+    fn run<D: ByteDot>(self, d: D);
+}
+
+/// What computes products of bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ByteUnits {
+    Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(AvxVnni),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bw(Avx512Bw),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512Vnni),
+}
+
+impl ByteUnits {
+    /// The best that there are: the same in every call, but where a test has chosen others.
+    pub(crate) fn current() -> Self {
+        #[cfg(test)]
+        if let Some(units) = FORCED.get() {
+            return units;
+        }
+        Self::best()
+    }
+
+    fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(vnni) = Avx512Vnni::detect() {
+                return Self::Avx512Vnni(vnni);
+            }
+            if let Some(vnni) = AvxVnni::detect() {
+                return Self::AvxVnni(vnni);
+            }
+            if let Some(avx512) = Avx512Bw::detect() {
+                return Self::Avx512Bw(avx512);
+            }
+            if let Some(avx2) = Avx2::detect() {
+                return Self::Avx2(avx2);
+            }
+        }
+        Self::Portable(Portable)
+    }
+
+    /// Every kind that this processor has.
+    #[cfg(test)]
+    pub(crate) fn all() -> Vec<Self> {
+        let all = [
+            Some(Self::Portable(Portable)),
+            #[cfg(target_arch = "x86_64")]
+            Avx2::detect().map(Self::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            AvxVnni::detect().map(Self::AvxVnni),
+            #[cfg(target_arch = "x86_64")]
+            Avx512Bw::detect().map(Self::Avx512Bw),
+            #[cfg(target_arch = "x86_64")]
+            Avx512Vnni::detect().map(Self::Avx512Vnni),
+        ];
+        all.into_iter().flatten().collect()
+    }
+
+    /// Whether their multiply-add rounds once.
+    #[cfg(test)]
+    pub(crate) fn fuse(self) -> bool {
+        !matches!(self, Self::Portable(_)) || Portable::FUSED
+    }
+
+    /// Runs `task` in these instructions.
+    pub(crate) fn run<T: ByteTask>(self, task: T) {
+        match self {
+            Self::Portable(portable) => task.run(portable),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(avx2) => avx2.run_bytes(task),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(vnni) => vnni.run(task),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bw(avx512) => avx512.run(task),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(vnni) => vnni.run(task),
+        }
+    }
+
+    /// The rows of x as these units take them, `stride` blocks each, filled up with zeros.
+    pub(crate) fn take(self, x: Rows<'_>, stride: usize) -> Activations {
+        match self {
+            Self::Portable(_) => Activations::Bytes(take(x, stride)),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(_) | Self::Avx512Vnni(_) => Activations::Bytes(take(x, stride)),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) | Self::Avx512Bw(_) => Activations::Words(take(x, stride)),
+        }
+    }
+
+    /// Products that one thread computes in a nanosecond, by a careful estimate.
+    pub(crate) fn products_per_ns(self) -> usize {
+        match self {
+            Self::Portable(_) => 8,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => 32,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bw(_) => 64,
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(_) => 96,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(_) => 160,
+        }
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    static FORCED: std::cell::Cell<Option<ByteUnits>> = const { std::cell::Cell::new(None) };
+}
+
+/// Runs `test` once for each kind of units for products of bytes that this processor has.
+#[cfg(test)]
+pub(crate) fn with_all_byte_units(test: impl Fn(ByteUnits)) {
+    for units in ByteUnits::all() {
+        FORCED.set(Some(units));
+        test(units);
+        FORCED.set(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn x_is_rounded_to_the_nearest_of_255_steps_and_ties_to_even() {
+        let mut x = [0.0; BLOCK];
+        x[..8].copy_from_slice(&[127.0, 0.5, 1.5, -0.5, -2.5, 3.49, 3.51, -126.6]);
+        let (q, scale) = quantize(&x);
+        assert_eq!(scale, 1.0);
+        assert_eq!(q[..9], [127, 0, 2, 0, -2, 3, 4, -127, 0]);
+        let small = 2f32.powi(-120);
+        let (q, scale) = quantize(&x.map(|x| x * -small));
+        assert_eq!(scale, small);
+        assert_eq!(q[..9], [-127, 0, -2, 0, 2, -3, -4, 127, 0]);
+    }
+
+    #[test]
+    fn what_is_too_small_is_zero_and_what_is_not_finite_has_no_scale() {
+        assert_eq!(quantize(&[0.0; BLOCK]), ([0; BLOCK], 0.0));
+        assert_eq!(quantize(&[1e-40; BLOCK]), ([0; BLOCK], 0.0));
+        assert_eq!(quantize(&[f32::MAX; BLOCK]).0, [127; BLOCK]);
+        for not_finite in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -f32::NAN] {
+            let mut x = [1.0; BLOCK];
+            x[17] = not_finite;
+            let (q, scale) = quantize(&x);
+            assert!(q == [0; BLOCK] && scale.is_nan(), "{not_finite}");
+        }
+    }
+
+    /// Sums over several quads, of whole bytes and of halves of bytes, of values at the limits.
+    struct Sums<'a> {
+        x: &'a [[i8; 4]],
+        w: &'a [Quads],
+        to: &'a mut [[f32; LANES]; 3],
+    }
+
+    impl ByteTask for Sums<'_> {
+        #[inline(always)]
+        fn run<D: ByteDot>(self, d: D) {
+            let mut sums = [d.splat(-7); 3];
+            for (&x, w) in self.x.iter().zip(self.w) {
+                let [low, high] = d.load_halves(w);
+                for (sum, w) in sums.iter_mut().zip([d.load(w), low, high]) {
+                    *sum = d.dot(D::X::new(x), w, *sum);
+                }
+            }
+            for (to, sum) in self.to.iter_mut().zip(sums) {
+                d.simd().store(d.to_f32(sum), to);
+            }
+        }
+    }
+
+    #[test]
+    fn sums_are_exact_in_all_units_also_at_the_limits() {
+        let limits = [0u8, 255, 128, 127, 1, 240, 15];
+        let w: Vec<Quads> = (0..QUADS)
+            .map(|k| std::array::from_fn(|i| std::array::from_fn(|j| limits[(3 * k + i + j) % 7])))
+            .chain([[[255; 4]; LANES]; QUADS])
+            .collect();
+        let signs = [127i8, -127, 127, 127, 0, -1, -127];
+        for constant in [false, true] {
+            let element = |k: usize, j: usize| if constant { 127 } else { signs[(5 * k + j) % 7] };
+            let x: Vec<[i8; 4]> =
+                (0..w.len()).map(|k| std::array::from_fn(|j| element(k, j))).collect();
+            let parts: [fn(u8) -> u8; 3] = [|w| w, |w| w & 15, |w| w >> 4];
+            let expected = parts.map(|part| {
+                std::array::from_fn(|i| {
+                    let products = x.iter().zip(&w).flat_map(|(x, w)| x.iter().zip(w[i]));
+                    products.map(|(&x, w)| i32::from(x) * i32::from(part(w))).sum::<i32>() as f32
+                        - 7.0
+                })
+            });
+            for units in ByteUnits::all() {
+                let mut found = [[0.0; LANES]; 3];
+                units.run(Sums { x: &x, w: &w, to: &mut found });
+                assert_eq!(found, expected, "{units:?}");
+            }
+        }
+    }
+}
