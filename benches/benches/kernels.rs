@@ -73,7 +73,7 @@ impl Bench {
 
     fn roofline(&self) {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let memory = vec![1f32; (256 << 20) / 4];
+        let memory = peak::memory((256 << 20) / 4);
         let part = memory.len().div_ceil(threads);
         let name = format!("roofline: memory read on {threads} cores");
         self.line(&name, (256 << 20, 0), |_| {
@@ -211,6 +211,9 @@ impl Bench {
                 self.attention(shape, [16, 8, 128], dtype)?;
             }
         }
+        self.attention([32, 1, 150], [16, 8, 128], DType::BF16)?;
+        self.attention([8, 1, 8000], [16, 8, 128], DType::BF16)?;
+        self.attention([1, 1, 64_000], [16, 1, 128], DType::BF16)?;
         self.attention([1, 1, 200], [8, 4, 32], DType::BF16)?;
         self.attention([32, 1, 200], [8, 4, 32], DType::BF16)
     }
@@ -221,8 +224,13 @@ impl Bench {
             "attention {rows} x {new} at {context}, H={heads} K={kv_heads} D={head_size} {dtype:?}"
         );
         let blocks = context.div_ceil(16);
-        let cache = random(&[rows * blocks, kv_heads, 16, head_size])?.to_dtype(dtype)?;
-        let (cache_k, cache_v) = (cache.copy()?, cache);
+        let shape = [rows * blocks, kv_heads, 16, head_size];
+        let (cache_k, cache_v) = (kv_cache::zeros(shape, dtype)?, kv_cache::zeros(shape, dtype)?);
+        let slots: Vec<u32> = (0..(rows * blocks * 16) as u32).collect();
+        for slots in slots.chunks(4096) {
+            let x = random(&[slots.len(), kv_heads, head_size])?;
+            kv_cache::write(&cache_k, &cache_v, &x, &x, slots)?;
+        }
         let q = random(&[rows * new, heads, head_size])?;
         let cu_seqlens: Vec<u32> = (0..=rows).map(|row| (row * new) as u32).collect();
         let tables: Vec<Vec<u32>> = (0..rows)

@@ -5,8 +5,8 @@
 //!
 //! What holds for all of them:
 //! - activations are f32; weights and caches are f32, f16 or bf16 and stay in their dtype, but for
-//!   matrices that [`linear`] is asked to keep in 8 or 4 bits (what it does to activations before it
-//!   multiplies them is its own affair);
+//!   matrices that [`linear`] is asked to keep in 8 or 4 bits (what it and [`paged_attention`] do to
+//!   activations before they multiply them is their own affair);
 //! - a row of the result depends on that row of the input alone, to the last bit: not on how many
 //!   rows there are, not on its neighbours, not on the number of threads. So sums run in one fixed
 //!   order for every batch size, and tiles are cut by absolute position;

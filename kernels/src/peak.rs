@@ -5,12 +5,21 @@ use std::hint::black_box;
 #[cfg(target_arch = "x86_64")]
 use crate::scratch::Aligned;
 use crate::simd::bytes::{ByteDot, ByteTask, ByteUnits, Quad, Quads};
+use crate::simd::memory::prefer_huge_pages;
 use crate::simd::pairs::Units;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::pairs::{Activations, PairDot, PairTask};
 use crate::simd::{LANES, Level, Simd, Task};
 #[cfg(target_arch = "x86_64")]
 use half::bf16;
+
+/// Memory for [`read`]: `len` numbers behind huge pages, as weights and caches are.
+pub fn memory(len: usize) -> Vec<f32> {
+    let mut memory = Vec::with_capacity(len);
+    prefer_huge_pages(memory.spare_capacity_mut());
+    memory.resize(len, 1.0);
+    memory
+}
 
 /// Reads `memory` once and does nothing else: the sum of it.
 pub fn read(memory: &[f32]) -> f32 {

@@ -16,10 +16,9 @@ use super::LoadOptions;
 use super::device_error;
 use super::memory;
 use super::spec::{CacheGroup, ModelSpec};
-use super::weights::element::Element;
 use crate::LoadError;
-use candle_core::{DType, Device, Tensor};
-use half::{bf16, f16};
+use candle_core::{DType, Tensor};
+use millstream_kernels::kv_cache;
 use tracing::warn;
 
 const MIB: u64 = 1 << 20;
@@ -138,10 +137,10 @@ impl CachePlan {
         let mut layers: Vec<Option<LayerCache>> = Vec::new();
         layers.resize_with(num_layers, || None);
         for (index, group) in self.groups.iter().enumerate() {
-            let shape = (self.num_blocks[index], group.kv_heads, self.block_size, group.head_dim);
+            let shape = [self.num_blocks[index], group.kv_heads, self.block_size, group.head_dim];
             for &layer in &group.layers {
-                let k = zeros(self.dtype, shape).map_err(device_error)?;
-                let v = zeros(self.dtype, shape).map_err(device_error)?;
+                let k = kv_cache::zeros(shape, self.dtype).map_err(device_error)?;
+                let v = kv_cache::zeros(shape, self.dtype).map_err(device_error)?;
                 layers[layer] = Some(LayerCache { group: index, k, v });
             }
         }
@@ -216,16 +215,6 @@ fn most_affordable(is_affordable: impl Fn(u64) -> bool) -> u64 {
 /// weights. The other half is for activations, the router and everything else on the machine.
 pub(crate) fn memory_budget(options: &LoadOptions) -> u64 {
     options.kv_cache_memory.unwrap_or_else(|| memory::available() / 2)
-}
-
-/// Zeros that cost nothing until they are written.
-fn zeros(dtype: DType, shape: (usize, usize, usize, usize)) -> candle_core::Result<Tensor> {
-    let len = shape.0 * shape.1 * shape.2 * shape.3;
-    match dtype {
-        DType::F32 => Tensor::from_vec(f32::zeros(len), shape, &Device::Cpu),
-        DType::F16 => Tensor::from_vec(f16::zeros(len), shape, &Device::Cpu),
-        _ => Tensor::from_vec(bf16::zeros(len), shape, &Device::Cpu),
-    }
 }
 
 #[cfg(test)]

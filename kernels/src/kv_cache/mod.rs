@@ -8,10 +8,41 @@ mod cpu;
 #[cfg(test)]
 mod reference;
 
-use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor};
+use half::vec::HalfBitsVecExt;
+use half::{bf16, f16};
 
+use crate::simd::memory::prefer_huge_pages;
 use crate::view::{self, Locked};
 use crate::{KernelError, Result};
+
+/// A cache `[N, K, B, D]` of zeros, which takes no memory until it is written: in huge pages where
+/// the system has them, because blocks lie anywhere and each is read whole.
+pub fn zeros(shape: [usize; 4], dtype: DType) -> Result<Tensor> {
+    let (len, shape) = (shape.iter().product(), shape.as_slice());
+    let halves = || {
+        let mut bits = vec![0_u16; len];
+        prefer_huge_pages(&mut bits);
+        bits
+    };
+    match dtype {
+        DType::F32 => {
+            let mut cache = vec![0_f32; len];
+            prefer_huge_pages(&mut cache);
+            Ok(Tensor::from_vec(cache, shape, &Device::Cpu)?)
+        }
+        DType::F16 => {
+            Ok(Tensor::from_vec(halves().reinterpret_into::<f16>(), shape, &Device::Cpu)?)
+        }
+        DType::BF16 => {
+            Ok(Tensor::from_vec(halves().reinterpret_into::<bf16>(), shape, &Device::Cpu)?)
+        }
+        found => {
+            let (argument, expected) = ("cache", "f32, f16 or bf16");
+            Err(KernelError::DType { argument, expected, found })
+        }
+    }
+}
 
 /// Writes `k` and `v` `[T, K, D]` into the caches `[N, K, B, D]`, in place; token t goes to slot
 /// `slot_mapping[t] = block * B + offset`. Where a slot is named twice, the later token stays.

@@ -1,31 +1,37 @@
-//! Paged attention on the CPU, with an online softmax over tiles of the context.
+//! Paged attention on the CPU: what is cut into units, and what threads share out.
 //!
-//! A [`Unit`] of work is a few queries of one row that read one kv head: the heads of a group, at
-//! up to [`MAX_TOKENS`] neighbouring positions, so that what is read from the cache serves several.
-//! Threads share out units.
-//!
-//! For each tile of [`TILE`] positions, cut from position 0 on: the scores of all queries as a
-//! small matrix product, each query's softmax over the positions it sees, and the mixing of the
-//! values, position by position. A query's sums run over the positions it sees in rising order,
-//! alone or not; a tile in which it sees nothing does not touch it.
-#![allow(clippy::needless_range_loop)] // The indices of a tile go over several arrays at once.
+//! A [`Unit`] is a few queries of one row that read one kv head: the heads of a group, at
+//! neighbouring positions, so that what is read from the cache serves all of them. Where units are
+//! fewer or longer than threads can share, the segments of a unit are computed apart and then
+//! added up, in the order in which one thread would have: that changes no bit.
 
+use std::cell::Cell;
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use super::dots;
+use super::softmax::STATE_EXTRA;
+use super::steps::Vector;
+use super::tile::SEGMENT;
+use super::unit::{Job, Work};
 use super::{AttentionParams, PagedBatch};
-use crate::dot::{dots, padded};
 use crate::element::Element;
-use crate::parallel;
-use crate::simd::math::{exp, tanh};
-use crate::simd::{LANES, Level, Simd, Task};
+use crate::parallel::{self, Disjoint};
+use crate::simd::pairs::Units;
+use crate::simd::{LANES, Level};
+use crate::threads;
 use crate::view::{Floats, Rows};
 
-/// Positions of a tile: two vectors of scores, for a good part of which one rescaling of the sums
-/// is enough.
-const TILE: usize = 2 * LANES;
+/// Queries of a unit, as far as tokens can be grouped: what is rearranged of the caches serves so
+/// many, while what they sum up still fits the second-level cache.
+const MAX_QUERIES: usize = 64;
 
-/// Positions whose queries share a unit: more would share more, and leave less to other threads.
-const MAX_TOKENS: usize = 16;
+/// Tokens of a unit: where a group is one head, more would leave too little to other threads.
+const MAX_TOKENS: usize = 32;
+
+/// Pieces of work for each thread, where there are enough units: they even out what threads are
+/// otherwise busy with, and within a piece each unit reads ahead for the next.
+const PIECES_PER_THREAD: usize = 8;
 
 /// The dimensions of the queries and the cache.
 #[derive(Clone, Copy)]
@@ -36,7 +42,45 @@ pub(super) struct Geometry {
     pub(super) head_size: usize,
 }
 
-/// `q [T, H, D]`, cache `[N, K, B, D]` twice, a checked batch, out `[T, H, D]`.
+/// What all units read.
+#[derive(Clone, Copy)]
+pub(super) struct Layer<'a, E> {
+    pub(super) q: Rows<'a>,
+    pub(super) k: &'a [E],
+    pub(super) v: &'a [E],
+    pub(super) geometry: Geometry,
+    pub(super) batch: &'a PagedBatch<'a>,
+    pub(super) params: &'a AttentionParams<'a>,
+    /// `[H]`
+    pub(super) sinks: Option<&'a [f32]>,
+}
+
+/// What is computed at once: the queries at neighbouring positions of one row, of the heads that
+/// read one kv head.
+#[derive(Clone, Copy)]
+pub(super) struct Unit {
+    pub(super) row: usize,
+    /// The first token, in the batch.
+    pub(super) token: usize,
+    pub(super) tokens: usize,
+    pub(super) kv_head: usize,
+    /// The only segment that is gone through, and where its states go, if not all are.
+    pub(super) segment: Option<(usize, usize)>,
+}
+
+/// The queries of a unit, `M = tokens * group` of them, token by token, and their row.
+#[derive(Clone, Copy)]
+pub(super) struct Queries<'a> {
+    pub(super) table: &'a [u32],
+    pub(super) kv_head: usize,
+    /// The first token, in the batch.
+    pub(super) token: usize,
+    /// The position of the first token, in the row.
+    pub(super) position: usize,
+    pub(super) tokens: usize,
+}
+
+/// `q [T, H, D]`, cache `[N, K, B, D]` twice, a checked batch; writes `out [T, H, D]`.
 pub(super) fn paged_attention(
     q: Rows<'_>,
     cache: (Floats<'_>, Floats<'_>),
@@ -44,386 +88,194 @@ pub(super) fn paged_attention(
     (batch, params, sinks): (&PagedBatch<'_>, &AttentionParams<'_>, Option<&[f32]>),
     out: &mut [f32],
 ) {
+    if out.is_empty() {
+        return;
+    }
     match cache {
         (Floats::F32(k), Floats::F32(v)) => {
-            run(&Layer { q, k, v, geometry, params, sinks }, batch, out);
+            let layer = Layer { q, k, v, geometry, batch, params, sinks };
+            run(layer, out, |job, (level, _)| level.run(job));
         }
         (Floats::F16(k), Floats::F16(v)) => {
-            run(&Layer { q, k, v, geometry, params, sinks }, batch, out);
+            let layer = Layer { q, k, v, geometry, batch, params, sinks };
+            run(layer, out, |job, (level, _)| level.run(job));
         }
         (Floats::Bf16(k), Floats::Bf16(v)) => {
-            run(&Layer { q, k, v, geometry, params, sinks }, batch, out);
+            let layer = Layer { q, k, v, geometry, batch, params, sinks };
+            run(layer, out, |job, (level, units)| match units {
+                #[cfg(target_arch = "x86_64")]
+                Units::Dots(dots) => dots::run(dots, job),
+                _ => level.run(job),
+            });
         }
         _ => unreachable!("both caches have one dtype"),
     }
 }
 
-/// What all units read.
-struct Layer<'a, E> {
-    q: Rows<'a>,
-    k: &'a [E],
-    v: &'a [E],
-    geometry: Geometry,
-    params: &'a AttentionParams<'a>,
-    /// `[H]`
-    sinks: Option<&'a [f32]>,
-}
-
-fn run<E: Element>(layer: &Layer<'_, E>, batch: &PagedBatch<'_>, out: &mut [f32]) {
-    let level = Level::current();
-    let (units, nanoseconds) = split(layer, batch, out);
-    parallel::for_each(units, nanoseconds, |unit| level.run(unit));
-}
-
-/// The units of a batch, and an estimate of their time.
-fn split<'a, E: Element>(
-    layer: &'a Layer<'a, E>,
-    batch: &PagedBatch<'a>,
-    out: &'a mut [f32],
-) -> (Vec<Unit<'a, E>>, usize) {
-    let Geometry { heads, kv_heads, head_size, .. } = layer.geometry;
-    let group_len = heads / kv_heads * head_size;
-    let (mut units, mut nanoseconds) = (Vec::new(), 0);
-    // `[T][K]` parts of one group of heads each.
-    let mut parts = out.chunks_exact_mut(group_len.max(1));
-    for (row, &table) in batch.block_tables.iter().enumerate() {
-        let (start, end) = (batch.cu_seqlens[row] as usize, batch.cu_seqlens[row + 1] as usize);
-        let context_len = batch.context_lens[row] as usize;
-        for first in (start..end).step_by(MAX_TOKENS) {
-            let tokens = MAX_TOKENS.min(end - first);
-            let position = context_len - (end - first);
-            let new = |kv_head| {
-                let out = Vec::with_capacity(tokens);
-                Unit { layer, table, kv_head, token: first, position, out }
-            };
-            let unit = units.len();
-            units.extend((0..kv_heads).map(new));
-            for _ in 0..tokens {
-                units[unit..].iter_mut().for_each(|unit| unit.out.extend(parts.next()));
-            }
-            let seen = layer
-                .params
-                .window
-                .map_or(position + tokens, |w| (position + tokens).min(w as usize + tokens));
-            // Two products per element of what is seen, some 16 of them per nanosecond.
-            nanoseconds += tokens * heads * head_size * seen / 8;
-        }
-    }
-    (units, nanoseconds)
-}
-
-/// Queries at neighbouring positions of one row, of the heads that read one kv head.
-struct Unit<'a, E> {
-    layer: &'a Layer<'a, E>,
-    table: &'a [u32],
-    kv_head: usize,
-    /// The first token, in the batch.
-    token: usize,
-    /// The position of the first token, in the row.
-    position: usize,
-    /// `[tokens][group * D]`.
-    out: Vec<&'a mut [f32]>,
-}
-
-/// The online softmax of a unit's queries, `M = tokens * group` of them, token by token.
-struct State<'a> {
-    /// `[M]` rows of D.
-    queries: Vec<&'a [f32]>,
-    /// `[M]`: the largest score so far.
-    max: Vec<f32>,
-    /// `[M]`: sums of the weights so far, relative to `max`; lane by lane.
-    total: Vec<[f32; LANES]>,
-    /// `[M, padded D]`: sums of the weighted values so far, relative to `max`.
-    mixed: Vec<[f32; LANES]>,
-    /// `[M]`: scores of a tile, then weights.
-    weights: Vec<[f32; TILE]>,
-}
-
-impl<E: Element> Task for Unit<'_, E> {
-    type Output = ();
-
+impl<'a, E> Layer<'a, E> {
+    /// Query heads that read one kv head.
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let head_size = self.layer.geometry.head_size;
-        let group = self.layer.geometry.heads / self.layer.geometry.kv_heads;
-        let chunks = head_size.div_ceil(LANES);
-        let mut state = self.start(group, chunks);
-        let end = self.position + self.out.len();
-        let begin = self.layer.params.first_seen(self.position);
-        let mut tile = begin / TILE * TILE;
-        while tile < end {
-            // The positions of this tile that any query of the unit sees: no other is read.
-            let (first, len) = (begin.max(tile) - tile, TILE.min(end - tile));
-            let (mut k, mut v) = ([[].as_slice(); TILE], [[].as_slice(); TILE]);
-            for i in first..len {
-                let at = self.at(tile + i);
-                (k[i], v[i]) = (&self.layer.k[at..][..head_size], &self.layer.v[at..][..head_size]);
-            }
-            let active = self.active(tile, group);
-            self.scores(s, &mut state, active.clone(), (first, &k[first..len]));
-            for m in active.clone() {
-                let seen = self.seen(tile, m / group);
-                self.soften::<S>(&mut state, m, seen, chunks);
-            }
-            self.mix(s, &mut state, active, (tile, &v), chunks);
-            tile += TILE;
-        }
-        self.finish(s, &state, chunks);
-    }
-}
-
-impl<'a, E: Element> Unit<'a, E> {
-    fn start(&self, group: usize, chunks: usize) -> State<'a> {
-        let count = self.out.len() * group;
-        let head_size = self.layer.geometry.head_size;
-        let mut queries = Vec::with_capacity(count);
-        for t in 0..self.out.len() {
-            let heads = &self.layer.q.row(self.token + t)[self.kv_head * group * head_size..];
-            queries.extend((0..group).map(|h| &heads[h * head_size..][..head_size]));
-        }
-        // A sink is a first score, with weight 1 relative to itself and no value.
-        let sink = |m: usize| self.layer.sinks.map(|sinks| sinks[self.kv_head * group + m % group]);
-        let mut first_weight = [0.0; LANES];
-        first_weight[0] = 1.0;
-        State {
-            queries,
-            max: (0..count).map(|m| sink(m).unwrap_or(f32::NEG_INFINITY)).collect(),
-            total: vec![self.layer.sinks.map_or([0.0; LANES], |_| first_weight); count],
-            mixed: vec![[0.0; LANES]; count * chunks],
-            weights: vec![[0.0; TILE]; count],
-        }
+    pub(super) fn group(&self) -> usize {
+        self.geometry.heads / self.geometry.kv_heads
     }
 
-    /// Where position `position` of this row and kv head lies in the caches.
+    /// The queries of `unit`.
     #[inline(always)]
-    fn at(&self, position: usize) -> usize {
-        let Geometry { kv_heads, block_size, head_size, .. } = self.layer.geometry;
-        let block = self.table[position / block_size] as usize;
-        ((block * kv_heads + self.kv_head) * block_size + position % block_size) * head_size
+    pub(super) fn queries(&self, unit: &Unit) -> Queries<'a> {
+        let Unit { row, token, tokens, kv_head, .. } = *unit;
+        let end = self.batch.cu_seqlens[row + 1] as usize;
+        let position = self.batch.context_lens[row] as usize - (end - token);
+        Queries { table: self.batch.block_tables[row], kv_head, token, position, tokens }
     }
 
-    /// Which positions of `tile` the queries of token t see, counted from the tile's first.
+    /// Which positions any of `queries` sees.
     #[inline(always)]
-    fn seen(&self, tile: usize, t: usize) -> Range<usize> {
-        let position = self.position + t;
-        let first = self.layer.params.first_seen(position).max(tile);
-        first - tile..(position + 1).clamp(first, (tile + TILE).max(first)) - tile
+    pub(super) fn seen_by_any(&self, queries: &Queries<'_>) -> Range<usize> {
+        self.params.first_seen(queries.position)..queries.position + queries.tokens
     }
 
-    /// The queries that see any of `tile`: neighbours, as both ends of what a query sees rise with
-    /// its position.
+    /// Which of the `len` positions from `start` on token `t` sees, counted from `start`.
     #[inline(always)]
-    fn active(&self, tile: usize, group: usize) -> Range<usize> {
-        let tokens = self.out.len();
-        let first = tile.saturating_sub(self.position).min(tokens);
-        let mut end = tokens;
-        let first_seen = |t| self.layer.params.first_seen(self.position + t);
-        while end > first && first_seen(end - 1) >= tile + TILE {
+    pub(super) fn seen(
+        &self,
+        queries: &Queries<'_>,
+        t: usize,
+        start: usize,
+        len: usize,
+    ) -> Range<usize> {
+        let position = queries.position + t;
+        let first = self.params.first_seen(position).max(start);
+        first - start..(position + 1).clamp(first, (start + len).max(first)) - start
+    }
+
+    /// The tokens that see any of the `len` positions from `start` on: neighbours, as both ends of
+    /// what a token sees rise with its position.
+    #[inline(always)]
+    pub(super) fn active(&self, queries: &Queries<'_>, start: usize, len: usize) -> Range<usize> {
+        let first = start.saturating_sub(queries.position).min(queries.tokens);
+        let mut end = queries.tokens;
+        let first_seen = |t| self.params.first_seen(queries.position + t);
+        while end > first && first_seen(end - 1) >= start + len {
             end -= 1;
         }
-        first * group..end * group
+        first..end
     }
 
-    /// The scaled and capped scores of the queries `active` against the keys of a tile from `first`
-    /// on, also those that a query does not see.
+    /// The segments in which any of `queries` sees something.
     #[inline(always)]
-    fn scores<S: Simd>(
-        &self,
-        s: S,
-        state: &mut State<'_>,
-        active: Range<usize>,
-        k: (usize, &[&[E]]),
-    ) {
-        let mut m = active.start;
-        if S::WIDE {
-            m = scores_of::<S, E, 4, 4>(s, state, m..active.end, k);
-            m = scores_of::<S, E, 2, 8>(s, state, m..active.end, k);
-            scores_of::<S, E, 1, 8>(s, state, m..active.end, k);
-        } else {
-            m = scores_of::<S, E, 2, 3>(s, state, m..active.end, k);
-            scores_of::<S, E, 1, 4>(s, state, m..active.end, k);
-        }
-        let AttentionParams { scale, softcap, .. } = *self.layer.params;
-        for scores in &mut state.weights[active] {
-            match softcap {
-                None => scores.iter_mut().for_each(|x| *x *= scale),
-                Some(cap) => {
-                    let scale = scale / cap;
-                    scores.iter_mut().for_each(|x| *x = cap * tanh::<S>(*x * scale));
-                }
-            }
-        }
+    pub(super) fn segments(&self, queries: &Queries<'_>) -> Range<usize> {
+        let seen = self.seen_by_any(queries);
+        seen.start / SEGMENT..seen.end.div_ceil(SEGMENT)
     }
 
-    /// From the scores of query m to weights, 0 for what it does not see; what was summed up so
-    /// far is brought down to the new maximum.
+    /// Vectors of the states of `queries`.
     #[inline(always)]
-    fn soften<S: Simd>(&self, state: &mut State<'_>, m: usize, seen: Range<usize>, chunks: usize) {
-        let weights = &mut state.weights[m];
-        weights[..seen.start].fill(f32::NEG_INFINITY);
-        weights[seen.end..].fill(f32::NEG_INFINITY);
-        let mut max = state.max[m];
-        for &score in &*weights {
-            max = if score > max { score } else { max };
-        }
-        let total = &mut state.total[m];
-        // Where the maximum stays the factor is 1, and multiplying changes nothing.
-        if max > state.max[m] {
-            let factor = exp::<S>(state.max[m] - max);
-            total.iter_mut().for_each(|x| *x *= factor);
-            for mixed in &mut state.mixed[m * chunks..][..chunks] {
-                mixed.iter_mut().for_each(|x| *x *= factor);
-            }
-            state.max[m] = max;
-        }
-        for weight in &mut *weights {
-            *weight = exp::<S>(*weight - max);
-        }
-        for (i, total) in total.iter_mut().enumerate() {
-            *total += weights[i] + weights[i + LANES];
-        }
+    pub(super) fn num_states(&self, queries: &Queries<'_>) -> usize {
+        let state = self.geometry.head_size.div_ceil(LANES) + STATE_EXTRA;
+        queries.tokens * self.group() * state
     }
 
-    /// Adds the weighted values of a tile to the sums of the queries `active`.
-    #[inline(always)]
-    fn mix<S: Simd>(
-        &self,
-        s: S,
-        state: &mut State<'_>,
-        active: Range<usize>,
-        (tile, v): (usize, &[&[E]; TILE]),
-        chunks: usize,
-    ) {
-        let group = self.layer.geometry.heads / self.layer.geometry.kv_heads;
-        let mut m = active.start;
-        while m < active.end {
-            // Queries that see the same positions go together.
-            let seen = self.seen(tile, m / group);
-            let mut same = m + 1;
-            while same < active.end && self.seen(tile, same / group) == seen {
-                same += 1;
-            }
-            let v = &v[seen.clone()];
-            if S::WIDE {
-                m = mix_of::<S, E, 4, 4>(s, state, m..same, (seen.start, v), chunks);
-                mix_of::<S, E, 1, 8>(s, state, m..same, (seen.start, v), chunks);
-            } else {
-                m = mix_of::<S, E, 2, 2>(s, state, m..same, (seen.start, v), chunks);
-                mix_of::<S, E, 1, 4>(s, state, m..same, (seen.start, v), chunks);
-            }
-            m = same;
-        }
+    /// All units of the batch.
+    fn units(&self) -> impl Iterator<Item = Unit> {
+        let max_tokens = (MAX_QUERIES / self.group()).clamp(1, MAX_TOKENS);
+        let (batch, kv_heads) = (self.batch, self.geometry.kv_heads);
+        (0..batch.context_lens.len()).flat_map(move |row| {
+            let (start, end) = (batch.cu_seqlens[row] as usize, batch.cu_seqlens[row + 1] as usize);
+            (start..end).step_by(max_tokens).flat_map(move |token| {
+                let tokens = max_tokens.min(end - token);
+                (0..kv_heads).map(move |kv_head| Unit {
+                    row,
+                    token,
+                    tokens,
+                    kv_head,
+                    segment: None,
+                })
+            })
+        })
     }
 
-    #[inline(always)]
-    fn finish<S: Simd>(&mut self, s: S, state: &State<'_>, chunks: usize) {
-        let head_size = self.layer.geometry.head_size;
-        let heads = self.out.iter_mut().flat_map(|out| out.chunks_exact_mut(head_size));
-        for (m, out) in heads.enumerate() {
-            let total = s.sum(s.load(&state.total[m]));
-            let mixed = state.mixed[m * chunks..][..chunks].as_flattened();
-            for (out, mixed) in out.iter_mut().zip(mixed) {
-                *out = mixed / total;
+    /// Multiplications and additions of a unit, about.
+    fn products(&self, unit: &Unit) -> usize {
+        let queries = self.queries(unit);
+        let mut seen = self.seen_by_any(&queries).len();
+        if unit.segment.is_some() {
+            seen = seen.min(SEGMENT);
+        }
+        4 * queries.tokens * self.group() * seen * self.geometry.head_size
+    }
+}
+
+/// Who computes what. The memory is kept from batch to batch.
+#[derive(Default)]
+struct Plan {
+    units: Vec<Unit>,
+    /// Runs of units: each is the work of one thread.
+    pieces: Vec<Range<usize>>,
+    /// Units that were cut into their segments; where the states of the first one are.
+    long: Vec<(Unit, usize)>,
+    states: Vec<Vector>,
+    /// An estimate of the time that one thread would need.
+    nanoseconds: usize,
+}
+
+impl Plan {
+    fn fill<E>(&mut self, layer: &Layer<'_, E>) {
+        self.units.clear();
+        self.pieces.clear();
+        self.long.clear();
+        let threads = threads::count();
+        let products: usize = layer.units().map(|unit| layer.products(&unit)).sum();
+        // Some 64 of them per nanosecond.
+        self.nanoseconds = products / 64;
+        let mut states = 0;
+        for unit in layer.units() {
+            // What would keep one thread busy while the others are done is cut into its segments.
+            let segments = layer.segments(&layer.queries(&unit));
+            if segments.len() == 1 || layer.products(&unit) <= products / (2 * threads) {
+                self.units.push(unit);
+                continue;
+            }
+            self.long.push((unit, states));
+            for segment in segments {
+                self.units.push(Unit { segment: Some((segment, states)), ..unit });
+                states += layer.num_states(&layer.queries(&unit));
+            }
+        }
+        self.states.resize(states.max(self.states.len()), Vector::ZERO);
+        let (mut first, mut sum) = (0, 0);
+        for (i, unit) in self.units.iter().enumerate() {
+            sum += layer.products(unit);
+            if sum >= products / (PIECES_PER_THREAD * threads) || i + 1 == self.units.len() {
+                self.pieces.push(first..i + 1);
+                (first, sum) = (i + 1, 0);
             }
         }
     }
 }
 
-/// The products of the queries `queries`, M at a time, with the keys `k`, which begin at `first` of
-/// a tile; gives the first query that was left over.
-#[inline(always)]
-fn scores_of<S: Simd, E: Element, const M: usize, const N: usize>(
-    s: S,
-    state: &mut State<'_>,
-    queries: Range<usize>,
-    (first, k): (usize, &[&[E]]),
-) -> usize {
-    let mut m = queries.start;
-    while m + M <= queries.end {
-        let mut q = [[].as_slice(); M];
-        q.copy_from_slice(&state.queries[m..m + M]);
-        let (blocks, rest) = k.as_chunks::<N>();
-        for (i, k) in blocks.iter().enumerate() {
-            let scores = dots(s, q, *k);
-            for (j, scores) in scores.iter().enumerate() {
-                state.weights[m + j][first + i * N..][..N].copy_from_slice(scores);
-            }
-        }
-        for (i, k) in rest.iter().enumerate() {
-            let scores = dots(s, q, [*k]);
-            for (j, [score]) in scores.iter().enumerate() {
-                state.weights[m + j][first + blocks.len() * N + i] = *score;
-            }
-        }
-        m += M;
-    }
-    m
-}
-
-/// Adds to the sums of the queries `queries`, M at a time, the values `v` with the weights from
-/// `first` on; gives the first query that was left over.
-#[inline(always)]
-fn mix_of<S: Simd, E: Element, const M: usize, const C: usize>(
-    s: S,
-    state: &mut State<'_>,
-    queries: Range<usize>,
-    (first, v): (usize, &[&[E]]),
-    chunks: usize,
-) -> usize {
-    let mut m = queries.start;
-    while m + M <= queries.end {
-        let mut c = 0;
-        while c + C <= v[0].len() / LANES {
-            mix_chunks::<S, E, M, C>(s, state, m, (first, v), (c, chunks));
-            c += C;
-        }
-        while c < chunks {
-            mix_chunks::<S, E, M, 1>(s, state, m, (first, v), (c, chunks));
-            c += 1;
-        }
-        m += M;
-    }
-    m
-}
-
-/// [`mix_of`] for the queries `m..m+M` and the vectors `c..c+C` of each value.
-#[inline(always)]
-fn mix_chunks<S: Simd, E: Element, const M: usize, const C: usize>(
-    s: S,
-    state: &mut State<'_>,
-    m: usize,
-    (first, v): (usize, &[&[E]]),
-    (c, chunks): (usize, usize),
+/// Cuts a batch into units and computes each by `compute`.
+fn run<E: Element>(
+    layer: Layer<'_, E>,
+    out: &mut [f32],
+    compute: impl Fn(Job<'_, E>, (Level, Units)) + Sync,
 ) {
-    let mut sums = [[s.splat(0.0); C]; M];
-    for j in 0..M {
-        for i in 0..C {
-            sums[j][i] = s.load(&state.mixed[(m + j) * chunks + c + i]);
-        }
+    thread_local! {
+        static PLAN: Cell<Plan> = Cell::default();
     }
-    for (i, v) in v.iter().enumerate() {
-        let mut weights = [s.splat(0.0); M];
-        for j in 0..M {
-            weights[j] = s.splat(state.weights[m + j][first + i]);
-        }
-        let mut values = [s.splat(0.0); C];
-        if (c + C) * LANES <= v.len() {
-            let (v, _) = v[c * LANES..][..C * LANES].as_chunks::<LANES>();
-            for i in 0..C {
-                values[i] = E::load(s, &v[i]);
-            }
-        } else {
-            values[0] = E::load(s, &padded(&v[c * LANES..]));
-        }
-        for i in 0..C {
-            for j in 0..M {
-                sums[j][i] = s.fma(weights[j], values[i], sums[j][i]);
-            }
-        }
-    }
-    for j in 0..M {
-        for i in 0..C {
-            s.store(sums[j][i], &mut state.mixed[(m + j) * chunks + c + i]);
-        }
-    }
+    let instructions = (Level::current(), Units::current());
+    let mut plan = PLAN.take();
+    plan.fill(&layer);
+    let Plan { units, pieces, long, states, nanoseconds } = &mut plan;
+    let out = &Disjoint::new(out);
+    let parts = &Disjoint::new(states);
+    parallel::for_pieces(pieces.len(), *nanoseconds, |i| {
+        let work = Work::Attend(&units[pieces[i].clone()], parts);
+        compute(Job { layer, out, work }, instructions);
+    });
+    // Some 8 elements a nanosecond.
+    parallel::for_pieces(long.len(), states.len() * LANES / 8, |i| {
+        let (unit, first) = long[i];
+        compute(Job { layer, out, work: Work::Merge(unit, &states[first..]) }, instructions);
+    });
+    PLAN.set(plan);
 }

@@ -13,17 +13,30 @@
 //!
 //! k and v are read from the cache as stored, also those of this step: they are written first
 //! ([`crate::kv_cache::write`]).
-//! The context is cut into tiles by absolute position, and what a query must not see is not read,
-//! so a query's result has the same bits alone, in a chunk, and under any placement of blocks.
+//! The context is cut into tiles and segments by absolute position, and what a query must not see
+//! does not reach it, so a query's result has the same bits alone, in a chunk, in a batch, on any
+//! number of threads, and under any placement of blocks.
+//!
+//! Where the caches are bf16 and the processor multiplies pairs of bf16 as fast as f32
+//! (AMD's AVX-512 BF16), q and `exp(s[j] - max)` are rounded to bf16, to nearest even, before they
+//! are multiplied: an error of at most 2^-9 of each; subnormals are zero. The sum of the weights
+//! takes them as they are. Everywhere else nothing is rounded: sums are in f32.
 //!
 //! q `[T, H, D]` f32, strided in T or not; caches `[N, K, B, D]` f32|f16|bf16, contiguous;
 //! out `[T, H, D]` f32.
 
+mod blocks;
 mod cpu;
+#[cfg(target_arch = "x86_64")]
+mod dots;
 #[cfg(test)]
 mod reference;
+mod softmax;
+mod steps;
 #[cfg(test)]
 mod tests;
+mod tile;
+mod unit;
 
 use candle_core::Tensor;
 

@@ -1,10 +1,13 @@
 //! What is promised of paged attention, for every dtype, window, cap and sink.
 
+mod segments;
+
 use candle_core::{DType, Device};
 
 use super::*;
 use crate::kv_cache;
-use crate::simd::at_every_level;
+use crate::simd::pairs::Units;
+use crate::simd::{at_every_level, with_all_units};
 use crate::testing::{
     DTYPES, assert_close, assert_error, bits, random, random_tensor, strided, values,
 };
@@ -149,11 +152,44 @@ fn large_heads_and_long_contexts_are_right_too() {
 }
 
 #[test]
+fn pairs_of_bf16_round_queries_and_weights_to_bf16_and_nothing_else() {
+    with_all_units(|| {
+        for geometry in [[1, 1, 1], [3, 1, 7], [4, 2, 16], [4, 4, 33], [6, 2, 80]] {
+            let [heads, kv_heads, head_size] = geometry;
+            let sinks = some_sinks(heads);
+            for len in [1, 7, 33, 70] {
+                let text = Text::new(1, len, geometry);
+                let (k, v) = (rounded(&text.k, DType::BF16), rounded(&text.v, DType::BF16));
+                let q = rounded(&text.q, if rounds() { DType::BF16 } else { DType::F32 });
+                for params in all_params(&sinks) {
+                    let mut cache = Cache::new(2, [30, kv_heads, 5, head_size], DType::BF16);
+                    let out = whole(&text, &mut cache, &params);
+                    let expected = reference::attention(&q, &k, &v, geometry, &params);
+                    // A weight of p is off by 2^-9 p at most, and values are below 1.
+                    let tolerance = if rounds() { 2f32.powi(-9) + 5e-6 } else { 5e-6 };
+                    let case = format!("{geometry:?}, {len} tokens, {params:?}");
+                    assert_close(&values(&out), &expected, tolerance, &case);
+                }
+            }
+        }
+    });
+}
+
+/// Whether queries and weights are rounded to bf16 where the cache is bf16.
+fn rounds() -> bool {
+    match Units::current() {
+        #[cfg(target_arch = "x86_64")]
+        Units::Dots(_) => true,
+        _ => false,
+    }
+}
+
+#[test]
 fn a_query_has_the_same_bits_however_the_text_is_cut_into_steps() {
     let (text, sinks) = (Text::new(3, 75, [4, 2, 48]), some_sinks(4));
     let cuts: [&[usize]; 6] =
         [&[1; 75], &[74, 1], &[1, 74], &[33, 42], &[16, 16, 16, 16, 11], &[31, 1, 1, 40, 2]];
-    at_every_level(|| {
+    with_all_units(|| {
         for dtype in DTYPES {
             for params in all_params(&sinks) {
                 let mut cache = Cache::new(4, [100, 2, 16, 48], dtype);
@@ -170,7 +206,7 @@ fn a_query_has_the_same_bits_however_the_text_is_cut_into_steps() {
 #[test]
 fn a_query_has_the_same_bits_wherever_its_blocks_lie_and_whatever_their_size() {
     let (text, sinks) = (Text::new(5, 75, [4, 2, 48]), some_sinks(4));
-    at_every_level(|| {
+    with_all_units(|| {
         for params in all_params(&sinks) {
             let mut cache = Cache::new(0, [80, 2, 1, 48], DType::BF16);
             let expected = bits(&whole(&text, &mut cache, &params));
@@ -190,7 +226,7 @@ fn a_row_has_the_same_bits_among_any_neighbours() {
     let sinks = some_sinks(4);
     // Row i computes its last tokens only; what came before is in the cache.
     let new: Vec<usize> = (0..33).map(|i| [1, 2, 3, 1][i % 4]).collect();
-    at_every_level(|| {
+    with_all_units(|| {
         for params in all_params(&sinks) {
             let mut cache = Cache::new(7, [400, 2, 8, 48], DType::BF16);
             let tables: Vec<Vec<u32>> = texts.iter().map(|text| cache.take(text.len)).collect();
@@ -230,7 +266,7 @@ fn what_a_query_does_not_see_cannot_reach_it() {
     let geometry = [4, 2, 48];
     let text = Text::new(8, 70, geometry);
     let window = AttentionParams { window: Some(9), ..PLAIN };
-    at_every_level(|| {
+    with_all_units(|| {
         for params in [PLAIN, window] {
             let mut cache = Cache::new(9, [20, 2, 8, 48], DType::F32);
             let expected = whole(&text, &mut cache, &params);
@@ -287,7 +323,7 @@ fn attend_at_the_end(
 #[test]
 fn blocks_behind_the_window_may_be_gone_and_are_not_read() {
     let (text, sinks) = (Text::new(12, 75, [4, 2, 48]), some_sinks(4));
-    at_every_level(|| {
+    with_all_units(|| {
         for block_size in [1, 5, 8, 16, 32] {
             let new = || Cache::new(13, [76, 2, block_size, 48], DType::BF16);
             for params in all_params(&sinks) {
@@ -312,7 +348,7 @@ fn a_sink_takes_all_of_the_weight_or_none() {
         whole(&text, &mut Cache::new(15, [20, 1, 4, 20], DType::F32), &params)
     };
     let sinks = [f32::NEG_INFINITY, 200.0, f32::NAN];
-    at_every_level(|| {
+    with_all_units(|| {
         let sinks = Tensor::new(&sinks, &Device::Cpu).unwrap();
         let (out, expected) = (attend(Some(&sinks)), attend(None));
         let head = |x: &Tensor, h| values(&x.narrow(1, h, 1).unwrap().contiguous().unwrap());

@@ -9,39 +9,63 @@ pub(crate) fn fma<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
     if S::FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// Adding 1.5 * 2^23 leaves no bits behind the point: the sum's mantissa is the whole number.
+const ROUND: f32 = 12_582_912.0;
+
+/// ln 2 in two parts, of which the first has so few bits that a whole number times it is exact;
+/// both below 0.
+const MINUS_LN_2: [f32; 2] = [-0.693_359_4, 2.121_944_4e-4];
+
+/// `(e^r - 1 - r) / r^2` for r in `[-ln 2 / 2, ln 2 / 2]`, from the highest power on (Cephes).
+const POLYNOMIAL: [f32; 6] =
+    [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
 /// The nearest integer of `x`, which is below 2^22 in size; ties to even.
 #[inline(always)]
 pub(crate) fn nearest(x: f32) -> i32 {
-    // Adding 1.5 * 2^23 leaves no bits behind the point.
-    const ROUND: f32 = 12_582_912.0;
     (x + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32
 }
 
 /// `e^x` to 2 units in the last place; 0 and infinity where it leaves f32; NaN of NaN.
 ///
-/// `e^x = 2^n * e^r` with `r = x - n ln 2` in `[-ln 2 / 2, ln 2 / 2]`, and a polynomial for `e^r`
-/// (Cephes). `2^n` is applied in two halves, as n can be one beyond the largest exponent.
+/// `e^x = 2^n * e^r` with `r = x - n ln 2` in `[-ln 2 / 2, ln 2 / 2]`, and a polynomial for `e^r`.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(x: f32) -> f32 {
     // Beyond these the result is infinity or 0. Comparisons that let NaN pass.
     let x = if x > 89.0 { 89.0 } else { x };
     let x = if x < -104.0 { -104.0 } else { x };
-    // Adding 1.5 * 2^23 leaves no bits behind the point: the sum's mantissa is round(x / ln 2).
-    const ROUND: f32 = 12_582_912.0;
-    let rounded = fma::<S>(x, std::f32::consts::LOG2_E, ROUND);
-    let n = rounded - ROUND;
-    // ln 2 in two parts, of which the first has so few bits that n times it is exact.
-    let r = fma::<S>(n, -0.693_359_4, x);
-    let r = fma::<S>(n, 2.121_944_4e-4, r);
-    let p = fma::<S>(1.987_569_1e-4, r, 1.398_199_9e-3);
-    let p = fma::<S>(p, r, 8.333_452e-3);
-    let p = fma::<S>(p, r, 4.166_579_6e-2);
-    let p = fma::<S>(p, r, 1.666_666_5e-1);
-    let p = fma::<S>(p, r, 5e-1);
-    let e_r = fma::<S>(p, r * r, r) + 1.0;
-    let n = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+    let n = fma::<S>(x, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let r = fma::<S>(n, MINUS_LN_2[0], x);
+    let r = fma::<S>(n, MINUS_LN_2[1], r);
+    let mut p = POLYNOMIAL[0];
+    for coefficient in &POLYNOMIAL[1..] {
+        p = fma::<S>(p, r, *coefficient);
+    }
+    scale(fma::<S>(p, r * r, r) + 1.0, n)
+}
+
+/// [`exp`] of each lane, to the same bits.
+#[inline(always)]
+pub(crate) fn exp_lanes<S: Simd>(s: S, x: S::V) -> S::V {
+    let x = s.max(s.splat(-104.0), s.min(s.splat(89.0), x));
+    let rounded = s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUND));
+    let n = s.fma(rounded, s.splat(1.0), s.splat(-ROUND));
+    let r = s.fma(n, s.splat(MINUS_LN_2[0]), x);
+    let r = s.fma(n, s.splat(MINUS_LN_2[1]), r);
+    let mut p = s.splat(POLYNOMIAL[0]);
+    for coefficient in &POLYNOMIAL[1..] {
+        p = s.fma(p, r, s.splat(*coefficient));
+    }
+    let square = s.fma(r, r, s.splat(0.0));
+    s.scale(s.fma(s.fma(p, square, r), s.splat(1.0), s.splat(1.0)), n)
+}
+
+/// `a * 2^n`, for whole n from -150 to 129: in two halves, as n can be one beyond the largest
+/// exponent.
+#[inline(always)]
+pub(crate) fn scale(a: f32, n: f32) -> f32 {
+    let n = nearest(n);
     let half = n >> 1;
-    e_r * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+    a * power_of_two(half) * power_of_two(n.wrapping_sub(half))
 }
 
 /// `2^n` for n in `-126..=127`.
@@ -84,7 +108,35 @@ pub(crate) fn tanh<S: Simd>(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::{Level, Task, at_every_level};
+    use crate::simd::{LANES, Level, Task, at_every_level};
+
+    struct ExpLanes<'a>(&'a [f32]);
+
+    impl Task for ExpLanes<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for x in self.0.as_chunks::<LANES>().0 {
+                let mut lanes = [0.0; LANES];
+                s.store(exp_lanes(s, s.load(x)), &mut lanes);
+                for (x, lane) in x.iter().zip(lanes) {
+                    let one = exp::<S>(*x);
+                    let same = one.to_bits() == lane.to_bits() || one.is_nan() && lane.is_nan();
+                    assert!(same, "exp({x}) = {one}, as a lane {lane}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn exp_of_a_vector_has_the_bits_of_exp() {
+        at_every_level(|| {
+            let mut x: Vec<f32> = (-106_000..90_000).map(|i| i as f32 * 1e-3 + 1e-4).collect();
+            x.extend([f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e30, -1e30, 0.0, -0.0, 88.8]);
+            x.resize(x.len().next_multiple_of(LANES), 1.0);
+            Level::current().run(ExpLanes(&x));
+        });
+    }
 
     struct Exp(Vec<f32>);
 

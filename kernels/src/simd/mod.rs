@@ -16,7 +16,7 @@ pub(crate) mod memory;
 pub(crate) mod pairs;
 mod portable;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+pub(crate) mod x86;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86_bf16;
 #[cfg(target_arch = "x86_64")]
@@ -55,6 +55,68 @@ pub(crate) trait Simd: Copy {
     fn prefetch_far(self, address: *const u8);
     /// `a * b + c`.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
+    /// `if a < b { a } else { b }`, in each lane.
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        self.zip(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    /// `if a > b { a } else { b }`, in each lane.
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        self.zip(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    /// The largest lane, of lanes none of which is NaN.
+    #[inline(always)]
+    fn largest(self, v: Self::V) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                lanes[i] = if lanes[i + half] > lanes[i] { lanes[i + half] } else { lanes[i] };
+            }
+        }
+        lanes[0]
+    }
+
+    /// `a * 2^n`, for whole n from -150 to 129; `a` is from 0.5 to 2.
+    #[inline(always)]
+    fn scale(self, a: Self::V, n: Self::V) -> Self::V {
+        self.zip(a, n, math::scale)
+    }
+
+    /// `f` of each lane.
+    #[inline(always)]
+    fn zip(self, a: Self::V, b: Self::V, f: impl Fn(f32, f32) -> f32) -> Self::V {
+        let (mut x, mut y) = ([0.0; LANES], [0.0; LANES]);
+        self.store(a, &mut x);
+        self.store(b, &mut y);
+        for i in 0..LANES {
+            x[i] = f(x[i], y[i]);
+        }
+        self.load(&x)
+    }
+
+    /// Lane i of vector j becomes lane j of vector i.
+    #[inline(always)]
+    fn transpose(self, v: [Self::V; LANES]) -> [Self::V; LANES] {
+        let (mut rows, mut columns) = ([[0.0; LANES]; LANES], [[0.0; LANES]; LANES]);
+        for i in 0..LANES {
+            self.store(v[i], &mut rows[i]);
+        }
+        for i in 0..LANES {
+            for j in 0..LANES {
+                columns[i][j] = rows[j][i];
+            }
+        }
+        let mut transposed = v;
+        for i in 0..LANES {
+            transposed[i] = self.load(&columns[i]);
+        }
+        transposed
+    }
 
     /// The lanes of each vector added up in the order of [`sum`].
     #[inline(always)]
@@ -245,6 +307,30 @@ mod tests {
             let expected = std::array::from_fn(|i| sum(x.map(|x| x * (i as f32 - 3.3))));
             assert_eq!(out[5], expected, "{level:?}: sixteen at once");
             assert_eq!(out[6], expected, "{level:?}: one by one");
+        }
+    }
+
+    #[test]
+    fn a_matrix_is_transposed_at_every_level() {
+        struct Transpose<'a>(&'a [[f32; LANES]; LANES]);
+        impl Task for Transpose<'_> {
+            type Output = [[f32; LANES]; LANES];
+            #[inline(always)]
+            fn run<S: Simd>(self, s: S) -> Self::Output {
+                let columns = s.transpose(self.0.map(|row| s.load(&row)));
+                columns.map(|column| {
+                    let mut to = [0.0; LANES];
+                    s.store(column, &mut to);
+                    to
+                })
+            }
+        }
+        let x = std::array::from_fn(|i| std::array::from_fn(|j| (LANES * i + j) as f32));
+        for level in every_level() {
+            let out = level.run(Transpose(&x));
+            for i in 0..LANES {
+                assert_eq!(out[i], x.map(|row| row[i]), "{level:?}: column {i}");
+            }
         }
     }
 

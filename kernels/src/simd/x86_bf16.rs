@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // Intrinsics, and calls of functions compiled for more than the baseline.
 
 use std::arch::x86_64::*;
+use std::sync::OnceLock;
 
 use half::bf16;
 
@@ -9,23 +10,34 @@ use super::LANES;
 use super::pairs::{Activations, PairDot, PairTask, Pairs};
 use super::x86::Avx512;
 
-/// The proof that the processor has AVX-512 BF16, and what [`Avx512`] proves.
+/// The proof that the processor has AVX-512 BF16 and BW, and what [`Avx512`] proves.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512Bf16(());
+pub(crate) struct Avx512Bf16(Avx512);
 
 impl Avx512Bf16 {
     pub(super) fn detect() -> Option<Self> {
-        let found = is_x86_feature_detected!("avx512bf16") && Avx512::detect().is_some();
-        found.then_some(Self(()))
+        let found = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw");
+        Avx512::detect().filter(|_| found).map(Self)
+    }
+
+    /// What it proves beside.
+    #[inline(always)]
+    pub(crate) fn avx512(self) -> Avx512 {
+        self.0
     }
 
     /// Whether a product of pairs takes as long as one multiply-add of f32, as AMD's do: Intel's
     /// take four times as long (Granite Rapids), so that two multiply-adds are faster.
     pub(super) fn is_fast() -> bool {
-        #[allow(unused_unsafe)] // A safe call in newer compilers.
-        // SAFETY: a processor with AVX-512 has the instruction, and leaf 0.
-        let leaf = unsafe { __cpuid(0) };
-        [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+        // A virtual machine leaves the guest for each of these instructions.
+        static FAST: OnceLock<bool> = OnceLock::new();
+        *FAST.get_or_init(|| {
+            #[allow(unused_unsafe)] // A safe call in newer compilers.
+            // SAFETY: a processor with AVX-512 has the instruction, and leaf 0.
+            let leaf = unsafe { __cpuid(0) };
+            let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+            name.as_flattened() == b"AuthenticAMD"
+        })
     }
 
     pub(crate) fn run<T: PairTask>(self, task: T) {
