@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use millstream_backends::ModelSource;
@@ -29,6 +30,7 @@ use crate::{demo, environment, hub, logging, model, signals};
 
 /// Serves until a signal asks for the end, or nothing can be served.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let started = Instant::now();
     logging::init(&args.log)?;
     args.tgi.warn();
     if std::env::var_os("API_KEY").is_some() && args.server.api_key.is_none() {
@@ -38,13 +40,13 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
         environment::tell(args.log.is_json(), args.huggingface_hub_cache.as_deref());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let served = runtime.block_on(serve(args));
+    let served = runtime.block_on(serve(args, started));
     // What still computes, an encoding for example, has nobody left to compute for.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(args: ServeArgs) -> anyhow::Result<()> {
+async fn serve(args: ServeArgs, started: Instant) -> anyhow::Result<()> {
     let mut shutdown = pin!(signals::shutdown_requested()?);
     let listener = bind(&args.server).await?;
     let address = listener.local_addr()?;
@@ -78,7 +80,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let text =
         tokio::task::spawn_blocking(move || load_text(source, overrides, allows_no_tokenizer));
     let generation_config = args.generation_config;
-    let config = router_config(args, address);
+    let config = router_config(args, address, started);
     let router = async {
         let text = text.await.context("loading the tokenizer failed")??;
         let text = match generation_config {
@@ -232,7 +234,7 @@ fn load_text(
         .with_context(|| format!("cannot read the texts' side of {}", source.name()))
 }
 
-fn router_config(args: ServeArgs, address: SocketAddr) -> RouterConfig {
+fn router_config(args: ServeArgs, address: SocketAddr, started: Instant) -> RouterConfig {
     let model_name = args.served_model_name.unwrap_or_else(|| model::name(&args.model));
     let limits = RequestLimits {
         max_concurrent_requests: args.limits.max_concurrent_requests as usize,
@@ -253,6 +255,7 @@ fn router_config(args: ServeArgs, address: SocketAddr) -> RouterConfig {
     };
     let greeting = Greeting {
         model_name: model_name.clone(),
+        started,
         address,
         needs_key: args.server.api_key.is_some(),
         question: question(&args.model),
@@ -278,6 +281,8 @@ fn question(args: &ModelArgs) -> &'static str {
 /// What is said once, when the first worker is ready.
 struct Greeting {
     model_name: String,
+    /// When this process began.
+    started: Instant,
     address: SocketAddr,
     needs_key: bool,
     question: &'static str,
@@ -286,8 +291,10 @@ struct Greeting {
 
 impl Greeting {
     fn say(&self, info: &WorkerInfo) {
-        let Greeting { model_name, address, needs_key, question, on_stdout } = self;
-        info!(model = model_name, %address, max_model_len = info.max_model_len, "ready");
+        let Greeting { model_name, started, address, needs_key, question, on_stdout } = self;
+        // In the unit and to the digit that the worker tells its own stages in.
+        let seconds = started.elapsed().as_millis() as f64 / 1e3;
+        info!(model = model_name, %address, max_model_len = info.max_model_len, seconds, "ready");
         if *on_stdout {
             let (address, needs_key) = (*address, *needs_key);
             let banner = Banner { model_name, info, address, needs_key, question };

@@ -14,7 +14,7 @@ use millstream_backends::{LoadError, Model, Progress, threads};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
-use crate::args::{Dtype, LoadFormat, ModelArgs, WorkerArgs};
+use crate::args::{Dtype, LoadFormat, ModelArgs, Quantize, WorkerArgs};
 use crate::launcher::READY_LINE;
 use crate::{logging, model};
 
@@ -103,6 +103,10 @@ fn load(args: &ModelArgs, progress: &Progress) -> Result<Box<dyn Model>, LoadErr
             Dtype::F32 => candle::WeightDtype::F32,
             Dtype::F16 => candle::WeightDtype::F16,
             Dtype::Bf16 => candle::WeightDtype::Bf16,
+        }),
+        quantize: args.quantize.map(|method| match method {
+            Quantize::Int8 => candle::Quantization::Int8,
+            Quantize::Int4 => candle::Quantization::Int4,
         }),
         kv_cache_memory: args.kv_cache_memory,
         block_size: BLOCK_SIZE,

@@ -3,7 +3,8 @@
 
 mod fixture;
 
-use fixture::{Row, Runner, load, prompt};
+use fixture::{Row, Runner, load, load_with, prompt};
+use millstream_backends::candle::{LoadOptions, Quantization};
 
 const LEN: usize = 45;
 /// Between them they have every kind of layer.
@@ -77,5 +78,18 @@ fn a_prompt_that_finds_its_beginning_in_the_cache_has_the_same_bits() {
         runner.step(&[(1, 10)]);
         runner.step(&[(1, LEN - 42)]);
         assert!(runner.logits(0) == runner.logits(1), "{case}");
+    }
+}
+
+#[test]
+fn a_sequence_has_the_same_bits_where_weights_are_quantised() {
+    for quantize in [Quantization::Int8, Quantization::Int4] {
+        let options = LoadOptions { quantize: Some(quantize), ..LoadOptions::default() };
+        let mut runner = Runner::new(load_with("qwen3-moe", &options), Vec::new());
+        let alone = bits(&mut runner, 0, &[vec![(0, LEN)]]);
+        let mixed = [vec![(1, 9), (0, 20), (2, 1)], vec![(2, 30), (0, 25)]];
+        for steps in [mixed.to_vec(), vec![vec![(0, 1)]; LEN]] {
+            assert!(bits(&mut runner, 2, &steps) == alone, "{quantize:?}: other bits");
+        }
     }
 }

@@ -20,7 +20,7 @@ pub(crate) use log::LogArgs;
 pub(crate) use serve::{GenerationConfig, ServeArgs, ServerArgs};
 pub(crate) use tools::{EnvArgs, HealthArgs};
 pub(crate) use values::listen_address;
-pub(crate) use worker::{Dtype, LoadFormat, ModelArgs, WorkerArgs};
+pub(crate) use worker::{Dtype, LoadFormat, ModelArgs, Quantize, WorkerArgs};
 
 use std::ffi::{OsStr, OsString};
 
@@ -255,7 +255,10 @@ mod tests {
             ("--cors-allow-origin chat.example.com", "https://chat.example.com"),
             ("--log-level loud", "loud"),
             ("--json-output=perhaps", "perhaps"),
-            ("--quantize awq", "--quantize (awq)"),
+            ("--quantize awq", "'awq' for '--quantize <METHOD>': weights that are quantised"),
+            ("--quantize eetq", "'eetq' for '--quantize <METHOD>': it is made for GPUs; int8"),
+            ("--quantize int3", "expected int8 or int4"),
+            ("--num-shard 2", "--num-shard (2)"),
         ];
         for (words, named) in cases {
             let error = parse_words(words).expect_err(words);
@@ -307,8 +310,8 @@ mod tests {
     #[test]
     fn a_worker_gets_back_what_serve_was_given() {
         let args = serve(
-            "--model-id /models/tiny --dtype bf16 --load-format dummy --kv-cache-memory 64MiB \
-             --max-batch-size 8 --max-batch-prefill-tokens 512 --max-total-tokens 1024 \
+            "--model-id /models/tiny --dtype bf16 --quantize INT4 --load-format dummy \
+             --kv-cache-memory 64MiB --max-batch-size 8 --max-batch-prefill-tokens 512 --max-total-tokens 1024 \
              --log-level debug --log-format json --log-colorize off",
         );
         let mut words: Vec<OsString> = vec!["millstream".into(), "worker".into()];

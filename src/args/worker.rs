@@ -42,6 +42,12 @@ pub(crate) struct ModelArgs {
     #[arg(long, env = "DTYPE", value_name = "DTYPE")]
     pub(crate) dtype: Option<Dtype>,
 
+    /// Quantise the weights while they are loaded, which makes them smaller and decoding faster:
+    /// `int8` keeps 8.5 bits of each, `int4` 5, but for the head, which keeps 8.5; tables of
+    /// embeddings and the choice of experts stay as they are. Default: weights are not quantised.
+    #[arg(long, env = "QUANTIZE", value_name = "METHOD", value_parser = quantize)]
+    pub(crate) quantize: Option<Quantize>,
+
     /// Where the weights come from: `auto` reads them from the model's directory, `dummy` fills
     /// them with seeded random numbers, to measure speed without a download.
     #[arg(long, env = "LOAD_FORMAT", default_value = "auto", value_name = "FORMAT")]
@@ -113,6 +119,15 @@ pub(crate) enum Dtype {
     Bf16,
 }
 
+/// What weights are quantised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Quantize {
+    /// Integers of 8 bits.
+    Int8,
+    /// Integers of 4 bits.
+    Int4,
+}
+
 /// Where weights come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LoadFormat {
@@ -129,6 +144,23 @@ pub(crate) enum Device {
     Auto,
     /// The processor.
     Cpu,
+}
+
+fn quantize(text: &str) -> Result<Quantize, String> {
+    const ALREADY: &str = "weights that are quantised already are not read; give the checkpoint \
+        that is not quantised, with int8 or int4";
+    const FOR_GPUS: &str = "it is made for GPUs";
+    match text.to_lowercase().as_str() {
+        "int8" => Ok(Quantize::Int8),
+        "int4" => Ok(Quantize::Int4),
+        // What TGI takes.
+        "awq" | "compressed-tensors" | "exl2" | "gptq" | "marlin" => Err(ALREADY.into()),
+        "bitsandbytes" | "eetq" | "fp8" => Err(format!("{FOR_GPUS}; int8 has as many bits")),
+        "bitsandbytes-fp4" | "bitsandbytes-nf4" => {
+            Err(format!("{FOR_GPUS}; int4 has as many bits"))
+        }
+        _ => Err("expected int8 or int4".into()),
+    }
 }
 
 fn device(text: &str) -> Result<Device, String> {
@@ -159,6 +191,10 @@ impl ModelArgs {
         words.push(format!("--pin-cpu-threads={}", self.pin_cpu_threads));
         words.extend(self.model_id.as_ref().map(|id| format!("--model-id={id}")));
         words.extend(self.dtype.as_ref().map(|dtype| format!("--dtype={}", value_name(dtype))));
+        words.extend(self.quantize.map(|method| match method {
+            Quantize::Int8 => "--quantize=int8".to_owned(),
+            Quantize::Int4 => "--quantize=int4".to_owned(),
+        }));
         words.extend(self.kv_cache_memory.map(|bytes| format!("--kv-cache-memory={bytes}")));
         let tokens = self.max_batch_prefill_tokens;
         words.extend(tokens.map(|tokens| format!("--max-batch-prefill-tokens={tokens}")));

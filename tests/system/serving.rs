@@ -46,6 +46,17 @@ fn an_answer_of_the_demo_ends_by_itself() {
 }
 
 #[test]
+fn the_demo_answers_with_quantised_weights_too() {
+    for method in ["int8", "int4"] {
+        let server = Server::start(&["--quantize", method]);
+        let answer = server.chat(&chat(QUESTION, json!({"max_tokens": 200, "temperature": 0})));
+        let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+        assert!(text.contains("fox") && text.split_whitespace().count() >= 20, "{method}: {text}");
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{method}: {answer}");
+    }
+}
+
+#[test]
 fn a_stop_string_ends_the_text_before_it_and_frees_the_sequence() {
     let server = Server::start(&[]);
     let ask = |more| server.chat(&chat(QUESTION, more));

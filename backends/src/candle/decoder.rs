@@ -4,13 +4,12 @@
 
 use super::cache::{KvCache, LayerCache};
 use super::clock::Part;
-use super::device_error;
 use super::layers::{Attention, Mlp, Norm, Pass};
 use super::moe::Moe;
 use super::spec::{Embed, Ffn, Head, LayerSpec, Mixer, ModelSpec, Rope, Wiring};
-use super::weights::Weights;
 use super::weights::layer::LayerWeights;
 use super::weights::names::NormRole;
+use super::weights::{Role, Weights, rows};
 use super::workspace::Workspace;
 use crate::LoadError;
 use candle_core::{DType, Tensor};
@@ -61,13 +60,13 @@ impl Decoder {
     ) -> Result<Self, LoadError> {
         let (vocab, hidden) = (spec.vocab, spec.hidden);
         let names = weights.names(spec.layout, spec.layers.len());
-        let pack = |matrix: &Tensor| LinearWeight::pack(matrix).map_err(device_error);
-        let embed = weights.matrix(&[(names.embed(), vocab)], hidden)?;
-        // The head is packed before anything else is in memory, and serves as the table then.
-        let (embed, tied_head) = match spec.head.tied {
-            true => (None, Some(pack(&embed)?)),
-            false => (Some(embed), None),
+        // A tied head serves as the table, too.
+        let embed = match spec.head.tied {
+            true => None,
+            false => Some(weights.table(names.embed(), [vocab, hidden])?),
         };
+        let head = if spec.head.tied { names.embed() } else { names.head() };
+        let head = weights.linear(&[rows::Part::whole(head, vocab)], hidden, Role::Head)?;
         let mut ropes = RopeTables { tables: Vec::new(), max_model_len };
         let mut layers = Vec::with_capacity(spec.layers.len());
         for (index, layer) in spec.layers.iter().enumerate() {
@@ -75,10 +74,6 @@ impl Decoder {
             layers.push(Layer::load(&mut from, layer, &mut ropes)?);
         }
         let final_norm = weights.vector(&[(names.final_norm(), hidden)])?;
-        let head = match tied_head {
-            Some(head) => head,
-            None => pack(&weights.matrix(&[(names.head(), vocab)], hidden)?)?,
-        };
         Ok(Self {
             embed,
             embed_scale: embed_scale(&spec.embed, weights.dtype()),

@@ -95,7 +95,7 @@ impl Linear {
         bias: bool,
     ) -> Result<Self, LoadError> {
         let (weight, bias) = from.projections(parts, columns, bias)?;
-        Ok(Self { weight: LinearWeight::pack(&weight).map_err(device_error)?, bias })
+        Ok(Self { weight, bias })
     }
 
     /// Of `x` `[T, columns]`, into `out` `[T, rows]`.

@@ -15,12 +15,14 @@ mod memory;
 mod model;
 mod moe;
 pub mod spec;
+mod startup;
 mod timing;
 mod vocabulary;
 mod weights;
 mod workspace;
 
 pub use clock::Part;
+pub use millstream_kernels::linear::Quantization;
 pub use model::CandleModel;
 
 use crate::{LoadError, ModelSource, Progress};
@@ -47,6 +49,9 @@ pub struct LoadOptions {
     pub load_format: LoadFormat,
     /// Precision of the weights and of the cache; `None` keeps that of the checkpoint.
     pub dtype: Option<WeightDtype>,
+    /// What the weights are quantised to while they are loaded, the head to 8 bits either way;
+    /// tables of embeddings, the choice of experts and the cache stay in `dtype`.
+    pub quantize: Option<Quantization>,
     /// Bytes of KV cache; `None` takes half of the memory that is free once the weights are in.
     pub kv_cache_memory: Option<u64>,
     /// Tokens per block of the cache, at least 1.
@@ -64,6 +69,7 @@ impl Default for LoadOptions {
         Self {
             load_format: LoadFormat::Auto,
             dtype: None,
+            quantize: None,
             kv_cache_memory: None,
             block_size: 16,
             max_slots: 256,

@@ -9,10 +9,11 @@ use super::clock::{Clock, Part};
 use super::decoder::Decoder;
 use super::layers::{GroupPass, Pass};
 use super::spec::{self, ModelSpec};
+use super::startup::{Stage, Startup};
 use super::vocabulary::Vocabulary;
 use super::weights::{Loaded, Weights};
 use super::workspace::Workspace;
-use super::{LoadOptions, device_error, families, timing};
+use super::{LoadOptions, Quantization, device_error, families, timing};
 use crate::{
     Batch, BatchRow, LoadError, Model, ModelSource, Progress, RowFailure, SampledToken, Sampler,
 };
@@ -45,12 +46,14 @@ impl CandleModel {
         options: &LoadOptions,
         progress: &Progress,
     ) -> Result<Self, LoadError> {
+        let mut startup = Startup::begin();
         progress.begin("reading the configuration");
         let config = read_config(source)?;
         let mut spec = families::parse(&config)?;
         let max_model_len = cache::max_model_len(&spec, options)?;
         spec.settle(max_model_len);
         let Vocabulary { size: vocab_size, eos_token_ids } = Vocabulary::read(source, &spec)?;
+        startup.end(Stage::Configuration);
 
         let stated_dtype = families::stated_dtype(&config)?;
         let mut weights = Weights::open(source, stated_dtype.as_deref(), options, progress)?;
@@ -59,11 +62,13 @@ impl CandleModel {
         let dtype = weights.dtype();
         let decoder = Decoder::load(&spec, &mut weights, max_model_len)?;
         let loaded = weights.finish(&names, spec.head.tied)?;
+        startup.end(Stage::Weights);
 
         progress.begin("preparing the cache");
         let plan = CachePlan::new(&spec, dtype, options, cache::memory_budget(options))?;
+        let precision = precision(dtype, options.quantize);
         let info = WorkerInfo {
-            fingerprint: fingerprint(&spec, dtype, vocab_size, &loaded),
+            fingerprint: fingerprint(&spec, &precision, vocab_size, &loaded),
             build: env!("CARGO_PKG_VERSION").into(),
             max_model_len: plan.max_model_len as u32,
             vocab_size: vocab_size as u32,
@@ -76,7 +81,7 @@ impl CandleModel {
             has_unblocked_state: false,
             rank: 0,
             world: 1,
-            dtype: dtype_name(dtype).into(),
+            dtype: precision,
             num_parameters: loaded.num_parameters,
         };
         let sampler = |_| Mutex::new(Sampler::new(vocab_size));
@@ -90,8 +95,11 @@ impl CandleModel {
             sample_time: Duration::ZERO,
             clock: Clock::default(),
         };
+        startup.end(Stage::Cache);
         progress.begin("timing a step");
         model.info.timed_batch_tokens = timing::batch_tokens(&model).map_err(device_error)?;
+        startup.end(Stage::Timing);
+        startup.tell(&loaded);
         Ok(model)
     }
 
@@ -203,9 +211,9 @@ fn read_config(source: &ModelSource) -> Result<Vec<u8>, LoadError> {
 }
 
 /// Digest of what decides a text. How a checkpoint is cut into files does not.
-fn fingerprint(spec: &ModelSpec, dtype: DType, vocab_size: usize, loaded: &Loaded) -> String {
+fn fingerprint(spec: &ModelSpec, precision: &str, vocab_size: usize, loaded: &Loaded) -> String {
     let mut digest = Sha256::new();
-    digest.update(format!("millstream 1\n{spec:?}\n{dtype:?}\n{vocab_size}\n"));
+    digest.update(format!("millstream 1\n{spec:?}\n{precision}\n{vocab_size}\n"));
     digest.update(loaded.digest);
     digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -220,11 +228,17 @@ fn cache_groups(plan: &CachePlan) -> Vec<CacheGroup> {
     plan.groups.iter().zip(&plan.num_blocks).map(group).collect()
 }
 
-fn dtype_name(dtype: DType) -> &'static str {
-    match dtype {
+/// What the weights are computed in, in words.
+fn precision(dtype: DType, quantize: Option<Quantization>) -> String {
+    let dtype = match dtype {
         DType::F32 => "f32",
         DType::F16 => "f16",
         _ => "bf16",
+    };
+    match quantize {
+        None => dtype.to_owned(),
+        Some(Quantization::Int8) => format!("{dtype} weights in int8"),
+        Some(Quantization::Int4) => format!("{dtype} weights in int4"),
     }
 }
 
@@ -250,6 +264,10 @@ mod tests {
 
     fn options() -> LoadOptions {
         LoadOptions { kv_cache_memory: Some(1 << 20), ..LoadOptions::default() }
+    }
+
+    fn quantized(to: Quantization) -> LoadOptions {
+        LoadOptions { quantize: Some(to), ..options() }
     }
 
     fn sequence(len: usize, blocks: &[u32]) -> Sequence {
@@ -324,6 +342,10 @@ mod tests {
         // 2 layers, K and V, 2 heads of 16, 4 bytes: 1 MiB holds 128 blocks of 16 tokens.
         let group = CacheGroup { num_layers: 2, bytes_per_token: 512, window: 0, num_blocks: 128 };
         assert_eq!(info.cache_groups, [group]);
+        let quantized = load("llama3-scaling", &quantized(Quantization::Int8)).unwrap();
+        assert_eq!(quantized.info().dtype, "f32 weights in int8");
+        assert_eq!(quantized.info().num_parameters, 26_784);
+        assert_eq!(quantized.info().cache_groups, info.cache_groups, "the cache is not quantised");
     }
 
     #[test]
@@ -338,6 +360,8 @@ mod tests {
             fingerprint("qwen3", &half),
             fingerprint("qwen3-bf16", &options()),
             fingerprint("qwen3", &LoadOptions { load_format: LoadFormat::Dummy, ..options() }),
+            fingerprint("qwen3", &quantized(Quantization::Int8)),
+            fingerprint("qwen3", &quantized(Quantization::Int4)),
         ];
         for (i, other) in others.iter().enumerate() {
             assert!(*other != one && !others[..i].contains(other), "{i}");

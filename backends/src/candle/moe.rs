@@ -6,7 +6,6 @@
 //!
 //! Activations are f32. `T` tokens in the batch, `E` experts, `k` of them per token.
 
-use super::device_error;
 use super::layers::{Linear, Mlp};
 use super::spec;
 use super::weights::layer::LayerWeights;
@@ -32,8 +31,9 @@ pub(crate) struct Moe {
 
 impl Moe {
     pub(crate) fn load(from: &mut LayerWeights<'_>, spec: &spec::Moe) -> Result<Self, LoadError> {
-        let (names, hidden) = (from.names.moe(), from.hidden);
-        let router = Linear::load(from, &[(names.router, spec.experts)], hidden, spec.router_bias)?;
+        let names = from.names.moe();
+        let (weight, bias) = from.router((names.router, spec.experts), spec.router_bias)?;
+        let router = Linear { weight, bias };
         let select_bias = match spec.select_bias {
             true => {
                 let name = format!("{}.e_score_correction_bias", names.router);
@@ -50,8 +50,8 @@ impl Moe {
             spec: spec.clone(),
             router,
             select_bias,
-            gate_up: Experts::pack(experts.gate_up, experts.gate_up_bias)?,
-            down: Experts::pack(experts.down, experts.down_bias)?,
+            gate_up: Experts { weights: experts.gate_up, bias: experts.gate_up_bias },
+            down: Experts { weights: experts.down, bias: experts.down_bias },
             shared,
         })
     }
@@ -82,13 +82,6 @@ struct Experts {
 }
 
 impl Experts {
-    fn pack(matrices: Vec<Tensor>, bias: Option<Tensor>) -> Result<Self, LoadError> {
-        // Each matrix goes as it is packed.
-        let weights: Result<_, _> =
-            matrices.into_iter().map(|matrix| LinearWeight::pack(&matrix)).collect();
-        Ok(Self { weights: weights.map_err(device_error)?, bias })
-    }
-
     /// Rows `[R, K]`, those of expert e before `ends[e]`; gives `[R, N]`.
     fn forward(&self, rows: &Tensor, ends: &[u32]) -> Result<Tensor> {
         grouped_linear(rows, ends, &self.weights, self.bias.as_ref())

@@ -40,6 +40,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use half::bf16;
 
 use crate::element::Element;
 use crate::view::{self, Floats, Locked};
@@ -76,13 +77,25 @@ impl LinearWeight {
         let [out_features, in_features] = view::dims(w, "w", ["N", "K"])?;
         view::float_dtype(w, "w")?;
         let w = w.contiguous()?;
-        let matrix = match Locked::new(&w, "w")?.floats()? {
+        match Locked::new(&w, "w")?.floats()? {
             Floats::Bf16(elements) if !elements.is_empty() => {
-                Matrix::Packed(Arc::new(Packed::new(elements, in_features)))
+                let row = |n: usize| &elements[n * in_features..][..in_features];
+                let read = |n: usize, to: &mut [bf16]| to.copy_from_slice(row(n));
+                Ok(Self::pack_rows([out_features, in_features], read))
             }
-            _ => Matrix::Dense(w.clone()),
-        };
-        Ok(Self { matrix, out_features, in_features })
+            _ => Ok(Self { matrix: Matrix::Dense(w.clone()), out_features, in_features }),
+        }
+    }
+
+    /// Prepares w, `[N, K]` bf16 with neither of them 0, of which `read` writes row n: what
+    /// [`LinearWeight::pack`] makes of the same rows, without all of them ever being in memory.
+    ///
+    /// Each row is read once, by any thread, in any order.
+    pub fn pack_rows(shape: [usize; 2], read: impl Fn(usize, &mut [bf16]) + Sync) -> Self {
+        let [out_features, in_features] = shape;
+        assert!(out_features > 0 && in_features > 0, "w has rows and columns, not {shape:?}");
+        let matrix = Matrix::Packed(Arc::new(Packed::new(shape, read)));
+        Self { matrix, out_features, in_features }
     }
 
     /// Quantises `w`, `[N, K]` f32|f16|bf16: each number to the nearest that its block can say. A

@@ -7,15 +7,14 @@
 //!
 //! A panel is one run of memory that a product reads from its beginning to its end. What is
 //! missing of the last panel and of the last tile of k is zero.
-#![allow(unsafe_code)] // Memory that is written by several threads before it is a vector.
 
 use std::fmt;
+use std::ops::Range;
 
 use half::bf16;
 
-use crate::parallel;
 use crate::simd::LANES;
-use crate::simd::memory::prefer_huge_pages;
+use crate::simd::memory::collect_runs;
 use crate::simd::pairs::{COLUMNS, Line, TILE_PAIRS};
 
 /// `w [N, K]` in panels.
@@ -33,24 +32,23 @@ impl fmt::Debug for Packed {
 }
 
 impl Packed {
-    /// Packs `w`, `[N, in_features]`, with neither of them 0.
-    pub(super) fn new(w: &[bf16], in_features: usize) -> Self {
+    /// Packs `w`, `[N, in_features]`, with neither of them 0, whose row n `read` writes.
+    ///
+    /// Threads share out the panels. Nothing of w is kept but the rows of the panels that are being
+    /// made, so w need not be in memory.
+    pub(super) fn new(
+        [out_features, in_features]: [usize; 2],
+        read: impl Fn(usize, &mut [bf16]) + Sync,
+    ) -> Self {
         let pairs = in_features.div_ceil(2).next_multiple_of(TILE_PAIRS);
-        let panels: Vec<&[bf16]> = w.chunks(COLUMNS * in_features).collect();
-        let mut lines = Vec::with_capacity(panels.len() * pairs);
-        let len = panels.len() * pairs;
-        let memory = &mut lines.spare_capacity_mut()[..len];
-        prefer_huge_pages(memory);
-        // Some 4 bytes a nanosecond.
-        parallel::for_rows(memory, pairs, len * size_of::<Line>() / 4, |first, memory| {
-            for (panel, lines) in memory.chunks_exact_mut(pairs).enumerate() {
-                for (k, line) in lines.iter_mut().enumerate() {
-                    line.write(pack_line(panels[first + panel], in_features, k));
-                }
-            }
+        // Some 2 elements a nanosecond.
+        let nanoseconds = out_features * in_features / 2;
+        let lines = collect_runs(out_features.div_ceil(COLUMNS), pairs, nanoseconds, |panel| {
+            let first = panel * COLUMNS;
+            let mut rows = PanelRows::new(pairs);
+            rows.read(first..out_features.min(first + COLUMNS), in_features, &read);
+            (0..pairs / TILE_PAIRS).flat_map(move |tile| rows.lines(tile))
         });
-        // SAFETY: there is memory for `len` lines, and each of them was written above.
-        unsafe { lines.set_len(len) };
         Self { lines, pairs }
     }
 
@@ -76,16 +74,47 @@ impl Packed {
     }
 }
 
-/// Elements 2k and 2k + 1 of each of `rows`, as far as there are any.
-fn pack_line(rows: &[bf16], in_features: usize, k: usize) -> Line {
-    let mut line = [[[bf16::ZERO; 2]; LANES]; 2];
-    let columns = line.as_flattened_mut().iter_mut();
-    for (to, row) in columns.zip(rows.chunks_exact(in_features)) {
-        match row.get(2 * k..) {
-            Some(&[first, second, ..]) => *to = [first, second],
-            Some(&[last]) => to[0] = last,
-            _ => {}
+/// The rows of w that become one panel.
+struct PanelRows {
+    /// Of 32 rows, `stride` pairs each, with zeros where w has no element.
+    pairs: Vec<[bf16; 2]>,
+    stride: usize,
+}
+
+impl PanelRows {
+    fn new(pairs: usize) -> Self {
+        // An odd number of cache lines: the same k of all rows then falls into different sets of a
+        // cache.
+        let stride = ((pairs / TILE_PAIRS) | 1) * TILE_PAIRS;
+        Self { pairs: vec![[bf16::ZERO; 2]; COLUMNS * stride], stride }
+    }
+
+    /// Takes up to 32 rows of w, of `in_features` elements each.
+    fn read(
+        &mut self,
+        range: Range<usize>,
+        in_features: usize,
+        read: &(impl Fn(usize, &mut [bf16]) + Sync),
+    ) {
+        for (n, row) in range.zip(self.pairs.chunks_exact_mut(self.stride)) {
+            read(n, &mut row.as_flattened_mut()[..in_features]);
         }
     }
-    Line(line)
+
+    /// [`TILE_PAIRS`] lines of the panel.
+    fn lines(&self, tile: usize) -> [Line; TILE_PAIRS] {
+        // Arrays, so that nothing is checked for each element.
+        let mut rows = [&[[bf16::ZERO; 2]; TILE_PAIRS]; COLUMNS];
+        for (to, row) in rows.iter_mut().zip(self.pairs.chunks_exact(self.stride)) {
+            let pairs = row[tile * TILE_PAIRS..].first_chunk();
+            *to = pairs.unwrap_or_else(|| unreachable!("a row is a multiple of a tile"));
+        }
+        std::array::from_fn(|k| {
+            let mut line = [[[bf16::ZERO; 2]; LANES]; 2];
+            for (to, row) in line.as_flattened_mut().iter_mut().zip(&rows) {
+                *to = row[k];
+            }
+            Line(line)
+        })
+    }
 }

@@ -23,7 +23,7 @@ fn taken(x: &[f32], len: usize) -> Vec<f32> {
         let mut padded = [0.0; bytes::BLOCK];
         padded[..x.len()].copy_from_slice(x);
         let (q, scale) = bytes::quantize(&padded);
-        q[..x.len()].iter().map(|&q| scale * f32::from(q)).collect::<Vec<_>>()
+        q[..x.len()].iter().map(|&q| scale * q as f32).collect::<Vec<_>>()
     };
     blocks.flat_map(block).collect()
 }

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use candle_core::DType;
 
 use super::*;
@@ -125,6 +127,18 @@ fn a_column_has_the_same_bits_whatever_the_other_columns_are() {
             assert_eq!(bits(&alone), bits(&all.narrow(1, n, 1).unwrap()), "column {n}");
         }
     });
+}
+
+#[test]
+fn each_row_of_a_matrix_that_is_packed_is_asked_for_once() {
+    for shape in [[1, 1], [33, 7], [70, 33], [320, 64]] {
+        let asked: Vec<AtomicUsize> = (0..shape[0]).map(|_| AtomicUsize::new(0)).collect();
+        LinearWeight::pack_rows(shape, |n, row| {
+            assert_eq!(row.len(), shape[1]);
+            asked[n].fetch_add(1, Ordering::Relaxed);
+        });
+        assert!(asked.iter().all(|times| times.load(Ordering::Relaxed) == 1), "{shape:?}");
+    }
 }
 
 /// Groups of these sizes, whose weights and biases are random.

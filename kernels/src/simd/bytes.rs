@@ -51,8 +51,8 @@ impl Quad for i32 {
     const ZERO: i32 = 0;
 
     #[inline(always)]
-    fn new(x: [i8; 4]) -> i32 {
-        i32::from_le_bytes(x.map(|x| x as u8))
+    fn new([a, b, c, d]: [i8; 4]) -> i32 {
+        i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8])
     }
 }
 
@@ -61,8 +61,9 @@ impl Quad for [i32; 2] {
     const ZERO: [i32; 2] = [0; 2];
 
     #[inline(always)]
-    fn new(x: [i8; 4]) -> [i32; 2] {
-        [0, 1].map(|i| i32::from(x[i]) & 0xffff | i32::from(x[i + 2]) << 16)
+    fn new([a, b, c, d]: [i8; 4]) -> [i32; 2] {
+        let pair = |low: i8, high: i8| i32::from(low) & 0xffff | i32::from(high) << 16;
+        [pair(a, c), pair(b, d)]
     }
 }
 
@@ -90,30 +91,41 @@ impl<X: Quad> XBlock<X> {
     #[inline(always)]
     fn new(x: &[f32; BLOCK]) -> Self {
         let (q, scale) = quantize(x);
-        let sum = q.iter().map(|&q| i32::from(q)).sum();
-        let mut quads = [X::ZERO; QUADS];
-        for (to, q) in quads.iter_mut().zip(q.as_chunks().0) {
-            *to = X::new(*q);
+        let sum: i32 = q.iter().sum();
+        let (mut bytes, mut quads) = ([0; BLOCK], [X::ZERO; QUADS]);
+        for (byte, q) in bytes.iter_mut().zip(q) {
+            *byte = q as i8;
+        }
+        for (quad, bytes) in quads.iter_mut().zip(bytes.as_chunks().0) {
+            *quad = X::new(*bytes);
         }
         Self { quads, sum, scale, scaled_sum: scale * sum as f32 }
     }
 }
 
-/// Integers and their scale: `x[i]` is `scale * q[i]`, to half of the scale.
+/// Integers from -127 to 127 and their scale: `x[i]` is `scale * q[i]`, to half of the scale.
 #[inline(always)]
-pub(crate) fn quantize(x: &[f32; BLOCK]) -> ([i8; BLOCK], f32) {
-    // As bits, the largest of absolute values is an integer's affair, and NaN is above infinity.
-    let largest = x.iter().fold(0, |largest, x| (x.to_bits() & 0x7fff_ffff).max(largest));
-    let largest = f32::from_bits(largest);
-    let scale = largest / 127.0;
+pub(crate) fn quantize(x: &[f32; BLOCK]) -> ([i32; BLOCK], f32) {
+    let largest = largest(x);
+    let (scale, mut q) = (largest / 127.0, [0; BLOCK]);
     if !scale.is_finite() {
-        return ([0; BLOCK], f32::NAN);
+        return (q, f32::NAN);
     }
     if scale < f32::MIN_POSITIVE {
-        return ([0; BLOCK], 0.0);
+        return (q, 0.0);
     }
     let inverse = 127.0 / largest;
-    (x.map(|x| nearest(x * inverse) as i8), scale)
+    for (q, x) in q.iter_mut().zip(x) {
+        *q = nearest(x * inverse);
+    }
+    (q, scale)
+}
+
+/// The largest absolute value. NaN, if there is one, is larger than infinity: bits are compared.
+#[inline(always)]
+pub(crate) fn largest(x: &[f32; BLOCK]) -> f32 {
+    let bits = x.iter().fold(0, |largest, x| (x.to_bits() & 0x7fff_ffff).max(largest));
+    f32::from_bits(bits)
 }
 
 /// Rows of x as the processor's units take them, block by block.
@@ -199,7 +211,14 @@ impl ByteDot for Portable {
 
     #[inline(always)]
     fn load_halves(self, w: &Quads) -> [Quads; 2] {
-        [w.map(|w| w.map(|w| w & 15)), w.map(|w| w.map(|w| w >> 4))]
+        let mut halves = [*w; 2];
+        for byte in halves[0].as_flattened_mut() {
+            *byte &= 15;
+        }
+        for byte in halves[1].as_flattened_mut() {
+            *byte >>= 4;
+        }
+        halves
     }
 
     #[inline(always)]
@@ -209,10 +228,10 @@ impl ByteDot for Portable {
 
     #[inline(always)]
     fn dot(self, x: i32, w: Quads, mut sum: [i32; LANES]) -> [i32; LANES] {
-        let x = x.to_le_bytes().map(|x| i32::from(x as i8));
+        let x = x.to_le_bytes();
         for (sum, w) in sum.iter_mut().zip(w) {
             for (x, w) in x.into_iter().zip(w) {
-                *sum += x * i32::from(w);
+                *sum += i32::from(x as i8) * i32::from(w);
             }
         }
         sum
@@ -220,7 +239,11 @@ impl ByteDot for Portable {
 
     #[inline(always)]
     fn to_f32(self, sum: [i32; LANES]) -> [f32; LANES] {
-        sum.map(|sum| sum as f32)
+        let mut lanes = [0.0; LANES];
+        for (lane, sum) in lanes.iter_mut().zip(sum) {
+            *lane = sum as f32;
+        }
+        lanes
     }
 }
 

@@ -10,7 +10,7 @@ pub(crate) fn fma<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
 }
 
 /// Adding 1.5 * 2^23 leaves no bits behind the point: the sum's mantissa is the whole number.
-const ROUND: f32 = 12_582_912.0;
+pub(crate) const ROUND: f32 = 12_582_912.0;
 
 /// ln 2 in two parts, of which the first has so few bits that a whole number times it is exact;
 /// both below 0.
@@ -19,6 +19,7 @@ const MINUS_LN_2: [f32; 2] = [-0.693_359_4, 2.121_944_4e-4];
 /// `(e^r - 1 - r) / r^2` for r in `[-ln 2 / 2, ln 2 / 2]`, from the highest power on (Cephes).
 const POLYNOMIAL: [f32; 6] =
     [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
+
 /// The nearest integer of `x`, which is below 2^22 in size; ties to even.
 #[inline(always)]
 pub(crate) fn nearest(x: f32) -> i32 {

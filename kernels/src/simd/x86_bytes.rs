@@ -133,7 +133,8 @@ impl ByteDot for Avx512Bw {
         // SAFETY: `self` comes from `detect`, which found both features.
         unsafe {
             let mask = _mm512_set1_epi32(0x000f_000f);
-            let low = [w, _mm512_srli_epi16::<8>(w)].map(|w| _mm512_and_si512(w, mask));
+            let low = _mm512_and_si512(w, mask);
+            let low = [low, _mm512_and_si512(_mm512_srli_epi16::<8>(w), mask)];
             let high = _mm512_and_si512(_mm512_srli_epi16::<4>(w), mask);
             [low, [high, _mm512_srli_epi16::<12>(w)]]
         }
@@ -209,8 +210,11 @@ impl ByteDot for AvxVnni {
         // SAFETY: `self` comes from `detect`, which found AVX2.
         unsafe {
             let mask = _mm256_set1_epi8(15);
-            let low = w.map(|w| _mm256_and_si256(w, mask));
-            [low, w.map(|w| _mm256_and_si256(_mm256_srli_epi16::<4>(w), mask))]
+            let high = [_mm256_srli_epi16::<4>(w[0]), _mm256_srli_epi16::<4>(w[1])];
+            [
+                [_mm256_and_si256(w[0], mask), _mm256_and_si256(w[1], mask)],
+                [_mm256_and_si256(high[0], mask), _mm256_and_si256(high[1], mask)],
+            ]
         }
     }
 
@@ -243,6 +247,19 @@ impl Avx2 {
         // SAFETY: `self` comes from `detect`, which found every feature that is enabled here.
         unsafe { compiled(task, self) }
     }
+
+    /// The low four bits of each byte, and the high ones: of each, the even bytes and the odd ones.
+    #[inline(always)]
+    fn halves(self, w: __m256i) -> [[__m256i; 2]; 2] {
+        // SAFETY: `self` comes from `detect`, which found AVX2.
+        unsafe {
+            let mask = _mm256_set1_epi32(0x000f_000f);
+            let low = _mm256_and_si256(w, mask);
+            let low = [low, _mm256_and_si256(_mm256_srli_epi16::<8>(w), mask)];
+            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(w), mask);
+            [low, [high, _mm256_srli_epi16::<12>(w)]]
+        }
+    }
 }
 
 impl ByteDot for Avx2 {
@@ -264,29 +281,22 @@ impl ByteDot for Avx2 {
 
     #[inline(always)]
     fn load(self, w: &Quads) -> [[__m256i; 2]; 2] {
+        let [a, b] = load256(self, w);
         // SAFETY: `self` comes from `detect`, which found AVX2.
-        load256(self, w).map(|w| unsafe {
+        unsafe {
             let mask = _mm256_set1_epi32(0x00ff_00ff);
-            [_mm256_and_si256(w, mask), _mm256_srli_epi16::<8>(w)]
-        })
+            [
+                [_mm256_and_si256(a, mask), _mm256_srli_epi16::<8>(a)],
+                [_mm256_and_si256(b, mask), _mm256_srli_epi16::<8>(b)],
+            ]
+        }
     }
 
     #[inline(always)]
     fn load_halves(self, w: &Quads) -> [[[__m256i; 2]; 2]; 2] {
-        let w = load256(self, w);
-        // SAFETY: `self` comes from `detect`, which found AVX2.
-        unsafe {
-            let mask = _mm256_set1_epi32(0x000f_000f);
-            let low = w.map(|w| {
-                let odd = _mm256_srli_epi16::<8>(w);
-                [_mm256_and_si256(w, mask), _mm256_and_si256(odd, mask)]
-            });
-            let high = w.map(|w| {
-                let even = _mm256_srli_epi16::<4>(w);
-                [_mm256_and_si256(even, mask), _mm256_srli_epi16::<12>(w)]
-            });
-            [low, high]
-        }
+        let [a, b] = load256(self, w);
+        let ([low_a, high_a], [low_b, high_b]) = (self.halves(a), self.halves(b));
+        [[low_a, low_b], [high_a, high_b]]
     }
 
     #[inline(always)]
@@ -299,11 +309,10 @@ impl ByteDot for Avx2 {
         // SAFETY: `self` comes from `detect`, which found AVX2.
         unsafe {
             let x = [_mm256_set1_epi32(x[0]), _mm256_set1_epi32(x[1])];
-            [0, 1].map(|i| {
-                let even = _mm256_madd_epi16(w[i][0], x[0]);
-                let odd = _mm256_madd_epi16(w[i][1], x[1]);
-                _mm256_add_epi32(_mm256_add_epi32(sum[i], even), odd)
-            })
+            let even = _mm256_add_epi32(sum[0], _mm256_madd_epi16(w[0][0], x[0]));
+            let a = _mm256_add_epi32(even, _mm256_madd_epi16(w[0][1], x[1]));
+            let even = _mm256_add_epi32(sum[1], _mm256_madd_epi16(w[1][0], x[0]));
+            [a, _mm256_add_epi32(even, _mm256_madd_epi16(w[1][1], x[1]))]
         }
     }
 

@@ -49,7 +49,7 @@ pub(crate) struct TgiArgs {
 
 #[derive(Clone, Debug)]
 struct Given {
-    /// As it was given: `QUANTIZE` or `--quantize`.
+    /// As it was given: `NUM_SHARD` or `--num-shard`.
     name: String,
     fate: Fate,
     /// Kept where it is told: any other may be a secret.

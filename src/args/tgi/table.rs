@@ -67,11 +67,9 @@ pub(super) const TABLE: &[Variable] = &[
         .unless(FALSE),
     refused("NUM_SHARD", "SHARDS", "one worker runs the whole model; leave it out or set it to 1")
         .unless(ONE),
-    refused(
+    honoured(
         "QUANTIZE",
-        "METHOD",
-        "weights are computed as f32, f16 or bf16; leave it out and give a checkpoint that is not \
-         quantised",
+        "`int8` and `int4`, of a checkpoint that is not quantised; TGI's own methods end the start",
     ),
     ignored("SPECULATE", Value("TOKENS"), "no drafts are made; the texts are the same")
         .unless(&["0"]),

@@ -69,7 +69,6 @@ fn every_variable_of_the_launcher_is_a_flag_of_serve_too() {
 #[test]
 fn what_must_not_be_passed_over_is_refused_with_its_value() {
     for (words, named) in [
-        ("--quantize bitsandbytes", Some("--quantize (bitsandbytes)")),
         ("--kv-cache-dtype fp8_e5m2", Some("--kv-cache-dtype (fp8_e5m2)")),
         ("--lora-adapters a/b,c/d", Some("--lora-adapters (a/b,c/d)")),
         ("--num-shard 2", Some("--num-shard (2)")),

@@ -6,8 +6,10 @@
 //! Billions of them have to be made in seconds: a tensor draws a pool of numbers, and its pieces
 //! are copied from places in the pool that are drawn too.
 
-use super::element::Element;
+use super::element::{Element, convert};
 use super::names;
+use candle_core::DType;
+use half::{bf16, f16};
 use millstream_kernels::threads;
 
 /// Half the width of the uniform distribution: about what models are initialised with.
@@ -16,27 +18,54 @@ const SPREAD: f32 = 0.035;
 const POOL: usize = 1 << 16;
 /// Elements copied together; a fraction of the pool, so that pieces differ.
 const PIECE: usize = 1 << 10;
-/// Pieces that a thread takes at a time.
-const SHARE: usize = 64;
+/// Numbers that a thread draws at a time.
+const SHARE: usize = 1 << 13;
 
-/// Fills `out` with the values of tensor `name`: around one for a norm, around zero otherwise.
-pub(crate) fn fill<T: Element>(name: &str, out: &mut [T]) {
-    let seed = name.bytes().fold(0, |hash, byte| splitmix(hash ^ u64::from(byte)));
-    let pool: Vec<T> = pool(seed, if names::is_norm(name) { 1.0 } else { 0.0 });
-    threads::for_chunks(out, SHARE * PIECE, |share, out| {
-        for (index, piece) in (share * SHARE..).zip(out.chunks_mut(PIECE)) {
-            let place = splitmix(seed ^ index as u64) as usize % (POOL - PIECE + 1);
-            piece.copy_from_slice(&pool[place..place + piece.len()]);
-        }
-    });
+/// The values of one tensor.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    seed: u64,
+    /// Stored as `dtype`.
+    bytes: Vec<u8>,
+    dtype: DType,
 }
 
-fn pool<T: Element>(seed: u64, center: f32) -> Vec<T> {
-    let uniform = |i: u64| {
-        let bits = splitmix(seed.wrapping_add(i)) >> 40;
-        bits as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..POOL as u64).map(|i| T::from_f32(center + SPREAD * uniform(i))).collect()
+impl Pool {
+    /// The values of tensor `name`: around one for a norm, around zero otherwise.
+    pub(crate) fn new(name: &str, dtype: DType) -> Self {
+        let seed = name.bytes().fold(0, |hash, byte| splitmix(hash ^ u64::from(byte)));
+        let center = if names::is_norm(name) { 1.0 } else { 0.0 };
+        let mut values = vec![0.0; POOL];
+        threads::for_chunks(&mut values, SHARE, |share, values| {
+            for (i, value) in (share * SHARE..).zip(values) {
+                let bits = splitmix(seed.wrapping_add(i as u64)) >> 40;
+                *value = center + SPREAD * (bits as f32 / (1 << 23) as f32 - 1.0);
+            }
+        });
+        let values = values.into_iter();
+        let bytes = match dtype {
+            DType::F32 => values.flat_map(f32::to_le_bytes).collect(),
+            DType::F16 => values.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
+            _ => values.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
+        };
+        Self { seed, bytes, dtype }
+    }
+
+    /// Fills `to` with the elements from `first` on.
+    pub(crate) fn read<T: Element>(&self, first: usize, to: &mut [T]) {
+        let size = self.dtype.size_in_bytes();
+        let (mut at, mut rest) = (first, to);
+        while !rest.is_empty() {
+            let within = at % PIECE;
+            let (piece, after) = rest.split_at_mut((PIECE - within).min(rest.len()));
+            let draw = splitmix(self.seed ^ (at / PIECE) as u64) as usize;
+            let place = draw % (POOL - PIECE + 1) + within;
+            let bytes = &self.bytes[place * size..(place + piece.len()) * size];
+            convert(bytes, self.dtype, piece);
+            at += piece.len();
+            rest = after;
+        }
+    }
 }
 
 fn splitmix(value: u64) -> u64 {
@@ -52,7 +81,7 @@ mod tests {
 
     fn values(name: &str, n: usize) -> Vec<f32> {
         let mut out = vec![0f32; n];
-        fill(name, &mut out);
+        Pool::new(name, DType::F32).read(0, &mut out);
         out
     }
 
@@ -62,6 +91,9 @@ mod tests {
         assert_eq!(weights, values("a.weight", 100_000));
         assert_eq!(weights[..70_000], values("a.weight", 70_000));
         assert_ne!(weights, values("b.weight", 100_000));
+        let mut middle = vec![0f32; 5000];
+        Pool::new("a.weight", DType::F32).read(12_345, &mut middle);
+        assert_eq!(middle, weights[12_345..17_345]);
     }
 
     #[test]

@@ -3,8 +3,6 @@
 use candle_core::{DType, WithDType};
 use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
-use millstream_kernels::threads;
-use safetensors::tensor::Dtype;
 
 /// A type that weights are computed in.
 pub(crate) trait Element: WithDType + Send + Sync {
@@ -60,19 +58,6 @@ impl Element for bf16 {
     }
 }
 
-/// The computed type of a stored one, or `None` if it is not one of the three.
-pub(crate) fn computed_dtype(stored: Dtype) -> Option<DType> {
-    match stored {
-        Dtype::F32 => Some(DType::F32),
-        Dtype::F16 => Some(DType::F16),
-        Dtype::BF16 => Some(DType::BF16),
-        _ => None,
-    }
-}
-
-/// Elements per task of a conversion.
-const CHUNK: usize = 1 << 16;
-
 /// Converts stored elements (little-endian, perhaps unaligned) of type `stored` into `out`.
 pub(crate) fn convert<T: Element>(bytes: &[u8], stored: DType, out: &mut [T]) {
     match stored {
@@ -84,18 +69,12 @@ pub(crate) fn convert<T: Element>(bytes: &[u8], stored: DType, out: &mut [T]) {
     }
 }
 
-fn each<T: Element, const N: usize>(
-    bytes: &[u8],
-    read: impl Fn([u8; N]) -> T + Sync,
-    out: &mut [T],
-) {
+fn each<T, const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> T, out: &mut [T]) {
     let (elements, rest) = bytes.as_chunks::<N>();
     assert!(rest.is_empty() && elements.len() == out.len(), "one element per output");
-    threads::for_chunks(out, CHUNK, |chunk, out| {
-        for (out, element) in out.iter_mut().zip(&elements[chunk * CHUNK..]) {
-            *out = read(*element);
-        }
-    });
+    for (out, element) in out.iter_mut().zip(elements) {
+        *out = read(*element);
+    }
 }
 
 #[cfg(test)]

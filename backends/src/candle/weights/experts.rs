@@ -7,103 +7,123 @@
 //!
 //! What comes out is always one matrix per expert, rows before columns, gate before up.
 
-use super::Part;
+use super::Role;
 use super::layer::LayerWeights;
 use super::names::MoeNames;
+use super::rows::{Order, Part, Stack};
 use crate::LoadError;
 use crate::candle::device_error;
 use crate::candle::spec::{ExpertNames, Moe};
 use candle_core::Tensor;
+use millstream_kernels::linear::LinearWeight;
 
 /// The experts of a layer.
 pub(crate) struct ExpertWeights {
     /// `E` of `[2I, hidden]`: gate, then up.
-    pub(crate) gate_up: Vec<Tensor>,
+    pub(crate) gate_up: Vec<LinearWeight>,
     /// `[E, 2I]` in f32.
     pub(crate) gate_up_bias: Option<Tensor>,
     /// `E` of `[hidden, I]`.
-    pub(crate) down: Vec<Tensor>,
+    pub(crate) down: Vec<LinearWeight>,
     /// `[E, hidden]` in f32.
     pub(crate) down_bias: Option<Tensor>,
 }
+
+/// All rows of a matrix of a stack.
+const ALL: [usize; 2] = [0, 1];
+/// Those of gate, and those of up, where the two alternate.
+const ALTERNATING: [[usize; 2]; 2] = [[0, 2], [1, 2]];
 
 impl LayerWeights<'_> {
     /// Takes the experts of the layer.
     pub(crate) fn experts(&mut self, moe: &Moe) -> Result<ExpertWeights, LoadError> {
         let names = self.names.moe();
-        let (inter, hidden) = (moe.expert.inter, self.hidden);
-        let fused = self.name(&format!("{}.gate_up_proj", names.experts));
-        let experts = match self.names.layout.experts {
-            ExpertNames::GptOss => return self.take_gpt_oss(&names, moe),
-            _ if self.weights.has(&fused) => {
-                let down = self.name(&format!("{}.down_proj", names.experts));
-                ExpertWeights {
-                    gate_up: self.weights.matrices(&fused, [moe.experts, 2 * inter, hidden])?,
-                    gate_up_bias: None,
-                    down: self.weights.matrices(&down, [moe.experts, hidden, inter])?,
-                    down_bias: None,
-                }
-            }
-            _ => self.take_each(&names, moe)?,
-        };
-        Ok(experts)
+        let stacks = ["gate_up_proj", "down_proj"]
+            .map(|projection| self.name(&format!("{}.{projection}", names.experts)));
+        match self.names.layout.experts {
+            ExpertNames::GptOss => self.take_gpt_oss(&stacks, moe),
+            _ if self.weights.has(&stacks[0]) => self.take_stacked(&stacks, moe),
+            _ => self.take_each(&names, moe),
+        }
     }
 
     /// Every expert by itself.
     fn take_each(&mut self, names: &MoeNames, moe: &Moe) -> Result<ExpertWeights, LoadError> {
         let (inter, hidden) = (moe.expert.inter, self.hidden);
-        let (mut gate_up, mut down) = (Vec::new(), Vec::new());
-        for expert in 0..moe.experts {
-            let part = |part: usize, rows: usize| -> Part {
-                let (experts, part) = (names.experts, names.parts[part]);
-                (self.name(&format!("{experts}.{expert}.{part}.weight")), rows)
-            };
-            let (gate, up, out) = (part(0, inter), part(1, inter), part(2, hidden));
-            gate_up.push(self.weights.matrix(&[gate, up], hidden)?);
-            down.push(self.weights.matrix(&[out], inter)?);
-        }
-        Ok(ExpertWeights { gate_up, gate_up_bias: None, down, down_bias: None })
-    }
-
-    fn take_gpt_oss(&mut self, names: &MoeNames, moe: &Moe) -> Result<ExpertWeights, LoadError> {
-        let (experts, inter, hidden) = (moe.experts, moe.expert.inter, self.hidden);
-        let gate_up = self.name(&format!("{}.gate_up_proj", names.experts));
-        let down = self.name(&format!("{}.down_proj", names.experts));
-        let packed = self.weights.has(&format!("{gate_up}_blocks"));
-        let mut matrices = |name: &str, rows: usize, columns: usize| match packed {
-            true => self.weights.mxfp4(name, [experts, rows, columns]),
-            false => {
-                let stored = self.weights.matrices(name, [experts, columns, rows])?;
-                each(stored, |matrix| matrix.t()?.contiguous())
-            }
+        let part = |from: &Self, expert: usize, part: usize, rows: usize| {
+            let (experts, part) = (names.experts, names.parts[part]);
+            Part::whole(from.name(&format!("{experts}.{expert}.{part}.weight")), rows)
         };
-        let (alternating, down_weights) =
-            (matrices(&gate_up, 2 * inter, hidden)?, matrices(&down, hidden, inter)?);
-        let apart = |rows: Tensor| gate_before_up(&rows, 0);
-        let mut bias = |name: &str, len: usize| {
-            let bias = self.weights.vectors(&format!("{name}_bias"), [experts, len])?;
-            Ok::<_, LoadError>(bias)
-        };
-        let gate_up_bias = bias(&gate_up, 2 * inter)?;
+        let gate_up = |from: &Self, e| vec![part(from, e, 0, inter), part(from, e, 1, inter)];
+        let down = |from: &Self, e| vec![part(from, e, 2, hidden)];
         Ok(ExpertWeights {
-            gate_up: each(alternating, apart)?,
-            gate_up_bias: Some(gate_before_up(&gate_up_bias, 1).map_err(device_error)?),
-            down: down_weights,
-            down_bias: Some(bias(&down, hidden)?),
+            gate_up: self.matrices(moe.experts, hidden, gate_up)?,
+            gate_up_bias: None,
+            down: self.matrices(moe.experts, inter, down)?,
+            down_bias: None,
         })
     }
+
+    fn take_stacked(
+        &mut self,
+        [gate_up, down]: &[String; 2],
+        moe: &Moe,
+    ) -> Result<ExpertWeights, LoadError> {
+        let (inter, hidden) = (moe.expert.inter, self.hidden);
+        let stack = |rows| Stack { matrices: moe.experts, rows, order: Order::Rows };
+        let all = |name: &str, e, rows| vec![stack(rows).part(name, e, ALL)];
+        Ok(ExpertWeights {
+            gate_up: self.matrices(moe.experts, hidden, |_, e| all(gate_up, e, 2 * inter))?,
+            gate_up_bias: None,
+            down: self.matrices(moe.experts, inter, |_, e| all(down, e, hidden))?,
+            down_bias: None,
+        })
+    }
+
+    fn take_gpt_oss(
+        &mut self,
+        [gate_up, down]: &[String; 2],
+        moe: &Moe,
+    ) -> Result<ExpertWeights, LoadError> {
+        let (experts, inter, hidden) = (moe.experts, moe.expert.inter, self.hidden);
+        let order = match self.weights.has(&format!("{gate_up}_blocks")) {
+            true => Order::Mxfp4,
+            false => Order::Columns,
+        };
+        let stack = |rows| Stack { matrices: experts, rows, order };
+        let apart = |e| ALTERNATING.map(|rows| stack(2 * inter).part(gate_up, e, rows)).to_vec();
+        let gate_up_weights = self.matrices(experts, hidden, |_, e| apart(e))?;
+        let all = |e| vec![stack(hidden).part(down, e, ALL)];
+        let down_weights = self.matrices(experts, inter, |_, e| all(e))?;
+        let mut bias =
+            |name: &str, len: usize| self.weights.vectors(&format!("{name}_bias"), [experts, len]);
+        let (gate_up_bias, down_bias) = (bias(gate_up, 2 * inter)?, bias(down, hidden)?);
+        Ok(ExpertWeights {
+            gate_up: gate_up_weights,
+            gate_up_bias: Some(gate_before_up(&gate_up_bias).map_err(device_error)?),
+            down: down_weights,
+            down_bias: Some(down_bias),
+        })
+    }
+
+    /// A matrix for each expert, of the parts that it has.
+    fn matrices(
+        &mut self,
+        experts: usize,
+        columns: usize,
+        parts: impl Fn(&Self, usize) -> Vec<Part>,
+    ) -> Result<Vec<LinearWeight>, LoadError> {
+        let one = |expert| {
+            let parts = parts(self, expert);
+            self.weights.linear(&parts, columns, Role::Body)
+        };
+        (0..experts).map(one).collect()
+    }
 }
 
-fn each(
-    matrices: Vec<Tensor>,
-    turn: impl Fn(Tensor) -> candle_core::Result<Tensor>,
-) -> Result<Vec<Tensor>, LoadError> {
-    matrices.into_iter().map(|matrix| turn(matrix).map_err(device_error)).collect()
-}
-
-/// Gate and up, which alternate along a dimension, one after the other.
-fn gate_before_up(x: &Tensor, dim: usize) -> candle_core::Result<Tensor> {
-    let len = x.dim(dim)? as u32;
+/// `[E, 2I]` in which gate and up alternate, with gate before up.
+fn gate_before_up(bias: &Tensor) -> candle_core::Result<Tensor> {
+    let len = bias.dim(1)? as u32;
     let order: Vec<u32> = (0..len).step_by(2).chain((1..len).step_by(2)).collect();
-    x.index_select(&Tensor::new(order, x.device())?, dim)
+    bias.index_select(&Tensor::new(order, bias.device())?, 1)
 }

@@ -1,9 +1,11 @@
 //! The tensors of one layer, by the part of the layer that they are of.
 
 use super::names::{Names, NormRole};
-use super::{Part, Weights};
+use super::rows::Part;
+use super::{Role, Weights};
 use crate::LoadError;
 use candle_core::Tensor;
+use millstream_kernels::linear::LinearWeight;
 
 /// Where a layer's tensors are.
 pub(crate) struct LayerWeights<'w> {
@@ -39,12 +41,36 @@ impl LayerWeights<'_> {
         parts: &[(&str, usize)],
         columns: usize,
         bias: bool,
-    ) -> Result<(Tensor, Option<Tensor>), LoadError> {
-        let named = |kind: &str| -> Vec<Part> {
-            parts.iter().map(|(part, rows)| (self.name(&format!("{part}.{kind}")), *rows)).collect()
-        };
-        let (weight, bias) = (named("weight"), bias.then(|| named("bias")));
-        let weight = self.weights.matrix(&weight, columns)?;
-        Ok((weight, bias.map(|bias| self.weights.vector(&bias)).transpose()?))
+    ) -> Result<(LinearWeight, Option<Tensor>), LoadError> {
+        let weight = self.linear(parts, columns, Role::Body)?;
+        Ok((weight, self.biases(parts, bias)?))
+    }
+
+    /// What chooses among a layer's experts, `[rows, hidden]`, and its bias if it has one.
+    pub(crate) fn router(
+        &mut self,
+        part: (&str, usize),
+        bias: bool,
+    ) -> Result<(LinearWeight, Option<Tensor>), LoadError> {
+        let weight = self.linear(&[part], self.hidden, Role::Router)?;
+        Ok((weight, self.biases(&[part], bias)?))
+    }
+
+    fn linear(
+        &mut self,
+        parts: &[(&str, usize)],
+        columns: usize,
+        role: Role,
+    ) -> Result<LinearWeight, LoadError> {
+        let whole =
+            |(part, rows): &(&str, usize)| Part::whole(self.name(&format!("{part}.weight")), *rows);
+        let parts: Vec<Part> = parts.iter().map(whole).collect();
+        self.weights.linear(&parts, columns, role)
+    }
+
+    fn biases(&mut self, parts: &[(&str, usize)], any: bool) -> Result<Option<Tensor>, LoadError> {
+        let named = |(part, rows): &(&str, usize)| (self.name(&format!("{part}.bias")), *rows);
+        let parts: Vec<_> = parts.iter().map(named).collect();
+        any.then(|| self.weights.vector(&parts)).transpose()
     }
 }

@@ -4,27 +4,32 @@
 //! spec, and ends with `finish`. So a checkpoint is accepted exactly when it has all that the
 //! model needs, in the right shapes, and nothing that the model would silently leave out.
 //!
-//! Matrices come in the dtype that the model computes in, several of them stacked into one where
-//! one multiplication will read them; vectors (norms, biases) come in f32.
+//! A matrix that is multiplied goes from the file into the form that products read, row by row
+//! ([`rows`]), several of them stacked into one where one multiplication will read them. A table
+//! comes in the dtype that the model computes in; vectors (norms, biases) come in f32.
 //!
 //! This module knows files and names. It does not know what is computed from the weights.
 
+mod checkpoint;
 mod dummy;
 pub(crate) mod element;
 mod experts;
+mod file;
 pub(crate) mod layer;
 mod mxfp4;
 pub(crate) mod names;
+pub(crate) mod rows;
 mod safetensors;
 
 use super::spec::Layout;
 use super::{LoadFormat, LoadOptions, device_error};
 use crate::{LoadError, ModelSource, Progress};
-use ::safetensors::tensor::Dtype;
 use candle_core::{DType, Device, Tensor};
-use element::Element;
+use checkpoint::{Checkpoint, Entry, Format};
+use half::{bf16, f16};
+use millstream_kernels::linear::{LinearWeight, Quantization};
 use names::Names;
-use safetensors::{Checkpoint, Entry};
+use rows::{Order, Part, Piece, Rows, Stored};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 
@@ -37,6 +42,7 @@ pub(crate) struct Weights {
     /// `None` for random weights.
     checkpoint: Option<Checkpoint>,
     dtype: DType,
+    quantize: Option<Quantization>,
     progress: Progress,
     taken: BTreeSet<String>,
     taken_bytes: u64,
@@ -55,10 +61,21 @@ pub(crate) struct Loaded {
     pub(crate) digest: [u8; 32],
     /// Elements of all tensors.
     pub(crate) num_parameters: u64,
+    /// Bytes that were read of files; 0 for random weights.
+    pub(crate) num_bytes: u64,
 }
 
-/// One of the tensors that are stacked into one: its name and its rows.
-pub(crate) type Part = (String, usize);
+/// What a matrix is for, which decides how it may be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// One of the many that a model mostly consists of.
+    Body,
+    /// Gives logits. Small differences between them decide a text, so it keeps 8 bits where the
+    /// others are quantised to 4.
+    Head,
+    /// Chooses experts: small, and an error in it is another expert. Never quantised.
+    Router,
+}
 
 impl Weights {
     /// Opens the weights of a model and settles the dtype they are computed in: the one asked
@@ -76,18 +93,18 @@ impl Weights {
         };
         let dtype = match (options.dtype, &checkpoint) {
             (Some(dtype), _) => dtype.into(),
-            (None, Some(checkpoint)) => most_common_dtype(checkpoint),
+            (None, Some(checkpoint)) => checkpoint.most_common_dtype(),
             (None, None) => match stated_dtype {
                 Some("bfloat16") => DType::BF16,
                 Some("float16") => DType::F16,
                 _ => DType::F32,
             },
         };
-        let entries = checkpoint.iter().flat_map(Checkpoint::iter);
-        let total_bytes = entries.map(|(_, entry)| entry.bytes().len() as u64).sum();
+        let total_bytes = checkpoint.as_ref().map_or(0, Checkpoint::num_bytes);
         Ok(Self {
             checkpoint,
             dtype,
+            quantize: options.quantize,
             progress: progress.clone(),
             taken: BTreeSet::new(),
             taken_bytes: 0,
@@ -104,191 +121,177 @@ impl Weights {
 
     /// Whether the checkpoint has a tensor of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.checkpoint.as_ref().is_some_and(|all| all.get(name).is_some())
+        self.checkpoint.as_ref().is_some_and(|all| all.tensors.contains_key(name))
     }
 
-    /// What matrices, and the cache, are computed in.
+    /// What tables, matrices that are not quantised, and the cache, are computed in.
     pub(crate) fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Tensors of `[rows, columns]` each, stacked: `[sum of rows, columns]` in `dtype`.
-    pub(crate) fn matrix(&mut self, parts: &[Part], columns: usize) -> Result<Tensor, LoadError> {
-        match self.dtype {
-            DType::F32 => self.take::<f32>(parts, Some(columns)),
-            DType::F16 => self.take::<half::f16>(parts, Some(columns)),
-            _ => self.take::<half::bf16>(parts, Some(columns)),
+    /// The matrix that these parts are, stacked: `[sum of rows, columns]`, to be multiplied with.
+    pub(crate) fn linear(
+        &mut self,
+        parts: &[Part],
+        columns: usize,
+        role: Role,
+    ) -> Result<LinearWeight, LoadError> {
+        let rows = self.rows(parts, columns)?;
+        let shape = [rows.count(), columns];
+        let weight = match (self.quantized_to(role), self.dtype) {
+            (Some(to), _) => LinearWeight::quantize_rows(shape, to, |n, row| rows.read(n, row)),
+            (None, DType::BF16) => Ok(LinearWeight::pack_rows(shape, |n, row| rows.read(n, row))),
+            (None, _) => LinearWeight::pack(&self.dense(&rows)?),
+        };
+        self.took(rows);
+        weight.map_err(device_error)
+    }
+
+    /// What a matrix of this role is quantised to, if it is.
+    fn quantized_to(&self, role: Role) -> Option<Quantization> {
+        match role {
+            Role::Body => self.quantize,
+            Role::Head => self.quantize.map(|_| Quantization::Int8),
+            Role::Router => None,
         }
     }
 
-    /// Tensors of `[rows]` each, one after the other: `[sum of rows]` in f32.
-    pub(crate) fn vector(&mut self, parts: &[Part]) -> Result<Tensor, LoadError> {
-        self.take::<f32>(parts, None)
+    /// A tensor of `[rows, columns]` whose rows are looked up, in `dtype`.
+    pub(crate) fn table(
+        &mut self,
+        name: String,
+        [rows, columns]: [usize; 2],
+    ) -> Result<Tensor, LoadError> {
+        let rows = self.rows(&[Part::whole(name, rows)], columns)?;
+        let table = self.dense(&rows);
+        self.took(rows);
+        table
     }
 
-    /// A tensor of `[E, rows, columns]`, as `E` matrices in `dtype`.
-    pub(crate) fn matrices(
-        &mut self,
-        name: &str,
-        shape: [usize; 3],
-    ) -> Result<Vec<Tensor>, LoadError> {
-        self.check(name, &shape)?;
-        let [experts, rows, columns] = shape;
-        let one = |weights: &mut Self, expert: usize| match weights.dtype {
-            DType::F32 => weights.slice::<f32>(name, expert, [rows, columns]),
-            DType::F16 => weights.slice::<half::f16>(name, expert, [rows, columns]),
-            _ => weights.slice::<half::bf16>(name, expert, [rows, columns]),
-        };
-        (0..experts).map(|expert| one(self, expert)).collect()
+    /// Tensors of `[len]` each, one after the other: `[sum of len]` in f32.
+    pub(crate) fn vector(&mut self, parts: &[(String, usize)]) -> Result<Tensor, LoadError> {
+        let mut values = Vec::new();
+        for (name, len) in parts {
+            values.extend(self.floats(name, &[*len])?);
+        }
+        Tensor::new(values, &Device::Cpu).map_err(device_error)
     }
 
     /// A tensor of `[E, len]`, in f32.
     pub(crate) fn vectors(&mut self, name: &str, shape: [usize; 2]) -> Result<Tensor, LoadError> {
-        self.check(name, &shape)?;
-        self.slice::<f32>(name, 0, shape)
+        let values = self.floats(name, &shape)?;
+        Tensor::from_vec(values, &shape, &Device::Cpu).map_err(device_error)
     }
 
-    /// The matrix of this shape that lies `index` matrices into a tensor.
-    fn slice<T: Element>(
-        &mut self,
-        name: &str,
-        index: usize,
-        [rows, columns]: [usize; 2],
-    ) -> Result<Tensor, LoadError> {
-        let mut out = T::zeros(rows * columns);
-        self.fill(name, index * rows * columns, &mut out)?;
-        Tensor::from_vec(out, (rows, columns), &Device::Cpu).map_err(device_error)
+    /// The elements of a tensor in f32.
+    fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let stored = self.stored(name, shape)?;
+        let whole = Piece { stored, first: 0, step: 1, rows: 1 };
+        let row = Rows { columns: shape.iter().product(), pieces: vec![whole] };
+        let values = row.dense();
+        self.took(row);
+        Ok(values)
     }
 
-    /// A tensor of `[E, rows, columns]` in MXFP4, in two parts, as `E` matrices in `dtype`.
-    pub(crate) fn mxfp4(
-        &mut self,
-        name: &str,
-        [experts, rows, columns]: [usize; 3],
-    ) -> Result<Vec<Tensor>, LoadError> {
-        let per_row = columns / mxfp4::BLOCK;
-        let (blocks, scales) = (format!("{name}_blocks"), format!("{name}_scales"));
-        self.check(&blocks, &[experts, rows, per_row, mxfp4::BLOCK_BYTES])?;
-        self.check(&scales, &[experts, rows, per_row])?;
-        let unpacked = (0..experts).map(|expert| match self.dtype {
-            DType::F32 => self.unpacked::<f32>([&blocks, &scales], expert, [rows, columns]),
-            DType::F16 => self.unpacked::<half::f16>([&blocks, &scales], expert, [rows, columns]),
-            _ => self.unpacked::<half::bf16>([&blocks, &scales], expert, [rows, columns]),
-        });
-        let unpacked = unpacked.collect::<Result<_, _>>()?;
-        for (name, bytes) in [(&blocks, mxfp4::BLOCK_BYTES), (&scales, 1)] {
-            self.took(name, experts * rows * per_row * bytes);
-        }
-        self.num_parameters += (experts * rows * columns) as u64;
-        Ok(unpacked)
-    }
-
-    fn unpacked<T: Element>(
-        &self,
-        names: [&str; 2],
-        expert: usize,
-        [rows, columns]: [usize; 2],
-    ) -> Result<Tensor, LoadError> {
-        let bytes = |name: &str, per_block: usize| {
-            let missing = || LoadError::MissingTensor { name: name.into() };
-            let entry =
-                self.checkpoint.as_ref().and_then(|all| all.get(name)).ok_or_else(missing)?;
-            if entry.dtype != Dtype::U8 {
-                let rule = format!("tensor `{name}` is stored as {:?}, not as bytes", entry.dtype);
-                return Err(in_checkpoint(rule));
-            }
-            let len = rows * columns / mxfp4::BLOCK * per_block;
-            Ok(&entry.bytes()[expert * len..][..len])
-        };
-        let mut out = T::zeros(rows * columns);
-        mxfp4::unpack(bytes(names[0], mxfp4::BLOCK_BYTES)?, bytes(names[1], 1)?, &mut out);
-        Tensor::from_vec(out, (rows, columns), &Device::Cpu).map_err(device_error)
-    }
-
-    fn take<T: Element>(
-        &mut self,
-        parts: &[Part],
-        columns: Option<usize>,
-    ) -> Result<Tensor, LoadError> {
-        let row = columns.unwrap_or(1);
-        for (name, rows) in parts {
-            let shape: Vec<usize> = [*rows].into_iter().chain(columns).collect();
-            self.check(name, &shape)?;
-        }
-        let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
-        let mut out = T::zeros(rows * row);
-        let mut rest = out.as_mut_slice();
-        for (name, rows) in parts {
-            let (part, after) = rest.split_at_mut(rows * row);
-            self.fill(name, 0, part)?;
-            rest = after;
-        }
-        let tensor = match columns {
-            Some(columns) => Tensor::from_vec(out, (rows, columns), &Device::Cpu),
-            None => Tensor::from_vec(out, rows, &Device::Cpu),
+    /// The rows, in `dtype`.
+    fn dense(&self, rows: &Rows) -> Result<Tensor, LoadError> {
+        let shape = (rows.count(), rows.columns);
+        let tensor = match self.dtype {
+            DType::F32 => Tensor::from_vec(rows.dense::<f32>(), shape, &Device::Cpu),
+            DType::F16 => Tensor::from_vec(rows.dense::<f16>(), shape, &Device::Cpu),
+            _ => Tensor::from_vec(rows.dense::<bf16>(), shape, &Device::Cpu),
         };
         tensor.map_err(device_error)
     }
 
-    /// Refuses a tensor that is missing or of another shape, before memory is allocated for it.
-    fn check(&self, name: &str, expected: &[usize]) -> Result<(), LoadError> {
-        let Some(checkpoint) = &self.checkpoint else { return Ok(()) };
-        let Some(entry) = checkpoint.get(name) else {
-            return Err(LoadError::MissingTensor { name: name.into() });
-        };
-        if entry.shape != expected {
-            let (expected, found) = (expected.to_vec(), entry.shape.clone());
-            return Err(LoadError::Shape { name: name.into(), expected, found });
+    /// Where the rows of these parts are, one after the other.
+    fn rows(&mut self, parts: &[Part], columns: usize) -> Result<Rows, LoadError> {
+        let mut pieces = Vec::with_capacity(parts.len());
+        for part in parts {
+            let stored = match part.stack {
+                None => self.stored(&part.name, &[part.rows, columns])?,
+                Some(stack) => match stack.order {
+                    Order::Rows => {
+                        self.stored(&part.name, &[stack.matrices, stack.rows, columns])?
+                    }
+                    Order::Columns => {
+                        let shape = [stack.matrices, columns, stack.rows];
+                        self.stored(&part.name, &shape)?.by_columns(stack.rows)
+                    }
+                    Order::Mxfp4 => {
+                        self.mxfp4(&part.name, [stack.matrices, stack.rows, columns])?
+                    }
+                },
+            };
+            let Part { first, step, rows, .. } = *part;
+            pieces.push(Piece { stored, first, step, rows });
         }
-        Ok(())
+        Ok(Rows { columns, pieces })
     }
 
-    /// Fills `out` with the elements of a tensor from `first` on.
-    fn fill<T: Element>(
-        &mut self,
-        name: &str,
-        first: usize,
-        out: &mut [T],
-    ) -> Result<(), LoadError> {
-        self.num_parameters += out.len() as u64;
+    /// Where a tensor of this shape is, whose elements are floats.
+    fn stored(&mut self, name: &str, shape: &[usize]) -> Result<Stored, LoadError> {
         let Some(checkpoint) = &self.checkpoint else {
-            self.progress.begin("making random weights");
-            self.digest.update(format!("random {name} {first} {}\n", out.len()));
-            dummy::fill(&if first == 0 { name.to_owned() } else { format!("{name}.{first}") }, out);
-            return Ok(());
+            if self.taken.insert(name.to_owned()) {
+                self.digest.update(format!("random {name} {shape:?}\n"));
+            }
+            return Ok(Stored::Random(dummy::Pool::new(name, self.dtype)));
         };
-        let Some(entry) = checkpoint.get(name) else {
-            return Err(LoadError::MissingTensor { name: name.into() });
-        };
-        let Some(stored) = element::computed_dtype(entry.dtype) else {
-            let stored: Dtype = entry.dtype;
+        let entry = checkpoint.get(name)?;
+        check_shape(name, entry, shape)?;
+        let Format::Float(dtype) = entry.format else {
             return Err(in_checkpoint(format!(
-                "tensor `{name}` is stored as {stored:?}; f32, f16 and bf16 are supported"
+                "tensor `{name}` is stored as {}; f32, f16 and bf16 are supported",
+                entry.format.name()
             )));
         };
-        let size = stored.size_in_bytes();
-        let range = first * size..(first + out.len()) * size;
-        let num_bytes = range.len();
-        element::convert(&entry.bytes()[range], stored, out);
-        self.took(name, num_bytes);
-        Ok(())
+        note(&mut self.taken, &mut self.digest, name, entry);
+        Ok(Stored::Rows { span: entry.span.clone(), dtype })
     }
 
-    /// Notes that so many bytes of a tensor of the checkpoint were read.
-    fn took(&mut self, name: &str, num_bytes: usize) {
-        let entry = self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.get(name));
-        let is_new = self.taken.insert(name.to_owned());
-        if let Some(entry) = entry.filter(|_| is_new) {
-            update_digest(&mut self.digest, name, entry);
+    /// Where a tensor of `[matrices, rows, columns]` in MXFP4 is, which is stored as two.
+    fn mxfp4(&mut self, name: &str, shape: [usize; 3]) -> Result<Stored, LoadError> {
+        let Some(checkpoint) = &self.checkpoint else {
+            return Err(LoadError::MissingTensor { name: name.into() });
+        };
+        let [matrices, rows, columns] = shape;
+        let per_row = columns / mxfp4::BLOCK;
+        let mut bytes = |name: String, shape: &[usize]| {
+            let entry = checkpoint.get(&name)?;
+            check_shape(&name, entry, shape)?;
+            if entry.format != Format::Bytes {
+                let found = entry.format.name();
+                let rule = format!("tensor `{name}` is stored as {found}, not as bytes");
+                return Err(in_checkpoint(rule));
+            }
+            note(&mut self.taken, &mut self.digest, &name, entry);
+            Ok(entry.span.clone())
+        };
+        let blocks =
+            bytes(format!("{name}_blocks"), &[matrices, rows, per_row, mxfp4::BLOCK_BYTES])?;
+        let scales = bytes(format!("{name}_scales"), &[matrices, rows, per_row])?;
+        Ok(Stored::Mxfp4 { blocks, scales })
+    }
+
+    /// Notes that these rows were read.
+    fn took(&mut self, rows: Rows) {
+        self.num_parameters += (rows.count() * rows.columns) as u64;
+        self.taken_bytes += rows.num_bytes() as u64;
+        rows.finish();
+        if self.checkpoint.is_none() {
+            return self.progress.begin("making random weights");
         }
-        self.taken_bytes += num_bytes as u64;
-        self.progress.set("loading weights", self.taken_bytes, self.total_bytes);
+        let what = match self.quantize {
+            Some(_) => "quantizing weights",
+            None => "loading weights",
+        };
+        self.progress.set(what, self.taken_bytes, self.total_bytes);
     }
 
     /// Ends the taking. A tensor that nobody asked for is refused by name, unless it only repeats
     /// what the configuration says.
     pub(crate) fn finish(self, names: &Names, tied: bool) -> Result<Loaded, LoadError> {
-        let entries = self.checkpoint.iter().flat_map(Checkpoint::iter);
+        let entries = self.checkpoint.iter().flat_map(|checkpoint| &checkpoint.tensors);
         let (ignored, surplus): (Vec<&String>, Vec<&String>) = entries
             .map(|(name, _)| name)
             .filter(|name| !self.taken.contains(*name))
@@ -304,24 +307,28 @@ impl Weights {
             tracing::debug!(name, "tensor left unread");
         }
         let digest = self.digest.finalize().into();
-        Ok(Loaded { digest, num_parameters: self.num_parameters })
+        let (num_parameters, num_bytes) = (self.num_parameters, self.taken_bytes);
+        Ok(Loaded { digest, num_parameters, num_bytes })
     }
 }
 
-/// The computed dtype that holds most elements of a checkpoint.
-fn most_common_dtype(checkpoint: &Checkpoint) -> DType {
-    let elements = |dtype: DType| -> usize {
-        let of_dtype = |entry: &&Entry| element::computed_dtype(entry.dtype) == Some(dtype);
-        let entries = checkpoint.iter().map(|(_, entry)| entry);
-        entries.filter(of_dtype).map(|entry| entry.shape.iter().product::<usize>()).sum()
-    };
-    let dtypes = [DType::F16, DType::BF16, DType::F32];
-    dtypes.into_iter().max_by_key(|dtype| elements(*dtype)).unwrap_or(DType::F32)
+/// Refuses a tensor of another shape, before memory is allocated for it.
+fn check_shape(name: &str, entry: &Entry, expected: &[usize]) -> Result<(), LoadError> {
+    if entry.shape != expected {
+        let (expected, found) = (expected.to_vec(), entry.shape.clone());
+        return Err(LoadError::Shape { name: name.into(), expected, found });
+    }
+    Ok(())
 }
 
-fn update_digest(digest: &mut Sha256, name: &str, entry: &Entry) {
-    let bytes = entry.bytes();
-    digest.update(format!("{name} {:?} {:?}\n", entry.dtype, entry.shape));
+/// Notes that a tensor is taken, before it is read: what the digest looks at is then in memory
+/// once, and is given back with the rest.
+fn note(taken: &mut BTreeSet<String>, digest: &mut Sha256, name: &str, entry: &Entry) {
+    if !taken.insert(name.to_owned()) {
+        return;
+    }
+    let bytes = entry.span.bytes();
+    digest.update(format!("{name} {} {:?}\n", entry.format.name(), entry.shape));
     digest.update(&bytes[..bytes.len().min(DIGEST_SAMPLE)]);
     digest.update(&bytes[bytes.len().saturating_sub(DIGEST_SAMPLE)..]);
 }
@@ -338,7 +345,7 @@ mod tests {
 
     /// A checkpoint of two bf16 matrices, an f32 vector and a surplus tensor.
     fn source(surplus: &str) -> (tempfile::TempDir, ModelSource) {
-        use ::safetensors::tensor::{TensorView, serialize};
+        use ::safetensors::tensor::{Dtype, TensorView, serialize};
         let halves: Vec<u8> =
             (0..12).flat_map(|i| bf16::from_f32(i as f32).to_le_bytes()).collect();
         let floats: Vec<u8> = (0..3).flat_map(|i| (i as f32 + 0.1).to_le_bytes()).collect();
@@ -362,8 +369,13 @@ mod tests {
         Weights::open(source, None, &options, &Progress::default()).unwrap()
     }
 
-    fn part(name: &str, rows: usize) -> Part {
-        (name.to_owned(), rows)
+    /// A matrix of these whole tensors, as it is before it is packed.
+    fn matrix(weights: &mut Weights, parts: &[(&str, usize)]) -> Result<Tensor, LoadError> {
+        let whole = |&(name, rows): &(&str, usize)| Part::whole(name.to_owned(), rows);
+        let rows = weights.rows(&parts.iter().map(whole).collect::<Vec<_>>(), 3)?;
+        let dense = weights.dense(&rows);
+        weights.took(rows);
+        dense
     }
 
     fn finish(weights: Weights, tied: bool) -> Result<Loaded, LoadError> {
@@ -372,8 +384,8 @@ mod tests {
     }
 
     fn take_all(weights: &mut Weights) -> (Tensor, Tensor) {
-        let matrix = weights.matrix(&[part("k", 2), part("q", 2)], 3).unwrap();
-        (matrix, weights.vector(&[part("n", 3)]).unwrap())
+        let matrix = matrix(weights, &[("k", 2), ("q", 2)]).unwrap();
+        (matrix, weights.vector(&[("n".to_owned(), 3)]).unwrap())
     }
 
     #[test]
@@ -398,10 +410,10 @@ mod tests {
     fn missing_misshapen_and_surplus_tensors_are_refused_by_name() {
         let (_directory, source) = source("lm_head.weight");
         let mut weights = open(&source, None);
-        let error = weights.matrix(&[part("q", 2), part("v", 2)], 3).unwrap_err();
+        let error = matrix(&mut weights, &[("q", 2), ("v", 2)]).unwrap_err();
         assert_eq!(error.to_string(), "tensor `v` is missing from the checkpoint");
-        let error = weights.matrix(&[part("q", 3)], 2).unwrap_err();
-        let want = "tensor `q`: expected shape [3, 2], checkpoint has [2, 3]";
+        let error = matrix(&mut weights, &[("q", 3)]).unwrap_err();
+        let want = "tensor `q`: expected shape [3, 3], checkpoint has [2, 3]";
         assert_eq!(error.to_string(), want);
         take_all(&mut weights);
         let error = finish(weights, false).unwrap_err().to_string();

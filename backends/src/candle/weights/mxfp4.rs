@@ -5,26 +5,19 @@
 //! From the OCP Microscaling Formats specification 1.0. Every product is exact in bf16.
 
 use super::element::Element;
-use millstream_kernels::threads;
 
 /// Numbers that share a scale.
 pub(super) const BLOCK: usize = 32;
 /// Bytes that they take.
 pub(super) const BLOCK_BYTES: usize = BLOCK / 2;
-/// Blocks that a thread takes at a time.
-const SHARE: usize = 1 << 10;
 
 const VALUES: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// Unpacks `blocks`, of 16 bytes each, with one of `scales` each, into 32 elements each.
 pub(super) fn unpack<T: Element>(blocks: &[u8], scales: &[u8], out: &mut [T]) {
-    threads::for_chunks(out, SHARE * BLOCK, |share, out| {
-        let first = share * SHARE;
-        let blocks = blocks[first * BLOCK_BYTES..].chunks_exact(BLOCK_BYTES);
-        let blocks = blocks.zip(&scales[first..]);
-        out.chunks_exact_mut(BLOCK).zip(blocks).for_each(|(out, block)| unpack_block(block, out));
-    });
+    let blocks = blocks.chunks_exact(BLOCK_BYTES).zip(scales);
+    out.chunks_exact_mut(BLOCK).zip(blocks).for_each(|(out, block)| unpack_block(block, out));
 }
 
 fn unpack_block<T: Element>((block, &scale): (&[u8], &u8), out: &mut [T]) {

@@ -1,8 +1,5 @@
 //! Checkpoints in safetensors: one file, or several with an index.
 //!
-//! A directory's files are mapped, not read: a tensor's pages come in when it is converted, and
-//! nothing of the file stays in memory afterwards. An embedded model is read where it lies.
-//!
 //! Files are input. A header is checked against its file before anything is allocated
 //! ([`header`]); names in an index cannot lead out of the model's directory; an index and its
 //! shards list the same tensors. Files that can only be read by running what is in them (pickles)
@@ -12,13 +9,14 @@
 mod fuzz;
 mod header;
 
+use super::checkpoint::{Entry, Format};
+use super::file::{File, Span};
 use crate::{LoadError, ModelSource};
+use candle_core::DType;
 use safetensors::tensor::Dtype;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
 const SINGLE: &str = "model.safetensors";
@@ -28,137 +26,70 @@ const INDEX: &str = "model.safetensors.index.json";
 /// parameters needs.
 const MAX_INDEX: u64 = 100_000_000;
 
-/// The tensors of a checkpoint, by name, with their bytes.
-#[derive(Debug)]
-pub(crate) struct Checkpoint {
-    tensors: BTreeMap<String, Entry>,
-}
-
-/// One tensor as stored.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) dtype: Dtype,
-    pub(crate) shape: Vec<usize>,
-    file: Arc<Bytes>,
-    range: Range<usize>,
-}
-
-impl Entry {
-    /// The elements, little-endian, row-major; not necessarily aligned.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.file.as_slice()[self.range.clone()]
+/// Opens the checkpoint and checks every header.
+pub(super) fn open(source: &ModelSource) -> Result<BTreeMap<String, Entry>, LoadError> {
+    if let Some(file) = File::open(source, SINGLE)? {
+        return Ok(read_file(SINGLE, file)?.collect());
+    }
+    match read_index(source).map_err(|error| cannot_read(INDEX, error))? {
+        Some(index) => open_shards(source, &index),
+        None => Err(no_weights(source)),
     }
 }
 
-impl Checkpoint {
-    /// Opens the checkpoint and checks every header.
-    pub(crate) fn open(source: &ModelSource) -> Result<Self, LoadError> {
-        if let Some(bytes) = open_file(source, SINGLE)? {
-            let tensors = read_file(SINGLE, bytes)?.collect();
-            return Ok(Self { tensors });
-        }
-        match read_index(source).map_err(|error| cannot_read(INDEX, error))? {
-            Some(index) => Self::open_shards(source, &index),
-            None => Err(no_weights(source)),
-        }
+fn open_shards(source: &ModelSource, index: &[u8]) -> Result<BTreeMap<String, Entry>, LoadError> {
+    let weight_map = parse_index(index)?;
+    let mut shards: BTreeMap<&str, usize> = BTreeMap::new();
+    for file in weight_map.values() {
+        *shards.entry(file).or_default() += 1;
     }
-
-    fn open_shards(source: &ModelSource, index: &[u8]) -> Result<Self, LoadError> {
-        let weight_map = parse_index(index)?;
-        let mut shards: BTreeMap<&str, usize> = BTreeMap::new();
-        for file in weight_map.values() {
-            *shards.entry(file).or_default() += 1;
-        }
-        let mut tensors = BTreeMap::new();
-        for (file, num_listed) in shards {
-            let Some(bytes) = open_file(source, file)? else {
-                return Err(LoadError::Missing { file: file.to_owned(), model: source.name() });
+    let mut tensors = BTreeMap::new();
+    for (file, num_listed) in shards {
+        let Some(bytes) = File::open(source, file)? else {
+            return Err(LoadError::Missing { file: file.to_owned(), model: source.name() });
+        };
+        let before = tensors.len();
+        for (name, entry) in read_file(file, bytes)? {
+            match weight_map.get(&name) {
+                Some(listed) if listed == file => tensors.insert(name, entry),
+                listed => return Err(invalid(file, not_listed_here(&name, listed))),
             };
-            let before = tensors.len();
-            for (name, entry) in read_file(file, bytes)? {
-                match weight_map.get(&name) {
-                    Some(listed) if listed == file => tensors.insert(name, entry),
-                    listed => return Err(invalid(file, not_listed_here(&name, listed))),
-                };
-            }
-            if tensors.len() - before < num_listed {
-                let absent = |(name, shard): &(&String, &String)| {
-                    *shard == file && !tensors.contains_key(*name)
-                };
-                let name = weight_map.iter().find(absent).map_or("", |(name, _)| name);
-                let reason = format!("tensor `{name}` is missing, which {INDEX} says it holds");
-                return Err(invalid(file, reason));
-            }
         }
-        Ok(Self { tensors })
-    }
-
-    pub(crate) fn get(&self, name: &str) -> Option<&Entry> {
-        self.tensors.get(name)
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Entry)> {
-        self.tensors.iter()
-    }
-}
-
-/// A file's bytes, wherever they lie.
-#[derive(Debug)]
-enum Bytes {
-    Mapped(memmap2::Mmap),
-    Embedded(&'static [u8]),
-}
-
-impl Bytes {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Embedded(bytes) => bytes,
+        if tensors.len() - before < num_listed {
+            let absent =
+                |(name, shard): &(&String, &String)| *shard == file && !tensors.contains_key(*name);
+            let name = weight_map.iter().find(absent).map_or("", |(name, _)| name);
+            let reason = format!("tensor `{name}` is missing, which {INDEX} says it holds");
+            return Err(invalid(file, reason));
         }
     }
-}
-
-/// A file of the model, or `None` if it has no such file.
-fn open_file(source: &ModelSource, name: &str) -> Result<Option<Bytes>, LoadError> {
-    let read = || match source {
-        ModelSource::Embedded(files) => {
-            let file = files.iter().find(|(file, _)| *file == name);
-            Ok(file.map(|(_, bytes)| Bytes::Embedded(bytes)))
-        }
-        ModelSource::Directory(_) => match source.path(name)? {
-            Some(path) => map(&File::open(path)?).map(Some),
-            None => Ok(None),
-        },
-    };
-    match read() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        other => other.map_err(|error| cannot_read(name, error)),
-    }
-}
-
-#[allow(unsafe_code, reason = "weights are larger than what may be read into memory twice")]
-fn map(file: &File) -> io::Result<Bytes> {
-    // SAFETY: the map is read-only and lives as long as `Bytes`. What it cannot rule out is that
-    // another process truncates or rewrites the file while it is being loaded: the documented
-    // limit of every memory-mapped checkpoint. All numbers read from it are bounds-checked.
-    let map = unsafe { memmap2::Mmap::map(file) }?;
-    #[cfg(unix)]
-    // Read once, front to back. Only advice: a refusal changes nothing.
-    let _ = map.advise(memmap2::Advice::Sequential);
-    Ok(Bytes::Mapped(map))
+    Ok(tensors)
 }
 
 /// The tensors of a file.
 fn read_file(
-    file: &str,
-    bytes: Bytes,
+    name: &str,
+    file: File,
 ) -> Result<impl Iterator<Item = (String, Entry)> + use<>, LoadError> {
-    let header = header::read(bytes.as_slice()).map_err(|reason| invalid(file, reason))?;
-    let bytes = Arc::new(bytes);
+    let header = header::read(file.bytes()).map_err(|reason| invalid(name, reason))?;
+    let data_start = header.values().map(|tensor| tensor.range.start).min();
+    file.was_read(0..data_start.unwrap_or_default());
+    let file = Arc::new(file);
     Ok(header.into_iter().map(move |(name, tensor)| {
         let header::Tensor { dtype, shape, range } = tensor;
-        (name, Entry { dtype, shape, file: Arc::clone(&bytes), range })
+        let span = Span::new(Arc::clone(&file), range);
+        (name, Entry { format: format(dtype), shape, span })
     }))
+}
+
+fn format(dtype: Dtype) -> Format {
+    match dtype {
+        Dtype::F32 => Format::Float(DType::F32),
+        Dtype::F16 => Format::Float(DType::F16),
+        Dtype::BF16 => Format::Float(DType::BF16),
+        Dtype::U8 => Format::Bytes,
+        other => Format::Other(format!("{other:?}")),
+    }
 }
 
 /// The index's bytes, or `None` if the model has no index.
@@ -273,8 +204,8 @@ mod tests {
         directory
     }
 
-    fn open(path: &Path) -> Result<Checkpoint, LoadError> {
-        Checkpoint::open(&ModelSource::Directory(path.to_owned()))
+    fn open(path: &Path) -> Result<BTreeMap<String, Entry>, LoadError> {
+        super::open(&ModelSource::Directory(path.to_owned()))
     }
 
     fn index(map: &serde_json::Value) -> Vec<u8> {
@@ -293,7 +224,7 @@ mod tests {
         for directory in [single, sharded] {
             let checkpoint = open(directory.path()).unwrap();
             let found: Vec<_> =
-                checkpoint.iter().map(|(n, e)| (n.as_str(), e.bytes().len())).collect();
+                checkpoint.iter().map(|(n, e)| (n.as_str(), e.span.bytes().len())).collect();
             assert_eq!(found, [("a", 12), ("b", 20)]);
         }
     }
