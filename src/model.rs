@@ -1,11 +1,13 @@
 //! Which model the command line means, and what follows from it for both processes.
 //!
+//! A model is a directory, or a GGUF file that stands for one; a directory may hold just such a file.
+//!
 //! A name of the hub is resolved once, by `serve`, before anything else needs the model: from then
 //! on there is a directory, and its files are those of one commit. So a worker that is started
 //! again, however much later, loads the weights that the router's tokenizer belongs to, asks no
 //! server for them and needs no token, and `--worker-start-timeout` is about loading alone.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use millstream_backends::ModelSource;
@@ -54,7 +56,9 @@ pub(crate) fn downloaded(args: &ModelArgs, directory: &Path) -> anyhow::Result<M
 
 /// True for what can only be meant as a path.
 fn is_path(model_id: &str) -> bool {
-    model_id.starts_with(['/', '.', '~']) || model_id.ends_with('/')
+    model_id.starts_with(['/', '.', '~'])
+        || model_id.ends_with('/')
+        || has_extension(Path::new(model_id), "gguf")
 }
 
 /// The files of the model; an error if there cannot be any.
@@ -62,18 +66,53 @@ pub(crate) fn source(args: &ModelArgs) -> anyhow::Result<ModelSource> {
     let Some(model_id) = &args.model_id else {
         return Ok(ModelSource::Embedded(&demo::FILES));
     };
-    let directory = Path::new(model_id);
-    if !directory.is_dir() {
-        let what = if directory.exists() { "is not a directory" } else { "does not exist" };
+    let path = Path::new(model_id);
+    if has_extension(path, "gguf") && path.is_file() {
+        return Ok(ModelSource::gguf(path)?);
+    }
+    if !path.is_dir() {
+        let what = match path.exists() {
+            true => "is neither a directory nor a file named *.gguf",
+            false => "does not exist",
+        };
         bail!(
-            "model `{model_id}` {what}; a local model is a directory with config.json and the \
-             weights as *.safetensors"
+            "model `{model_id}` {what}; a local model is a GGUF file, or a directory with \
+             config.json and the weights as *.safetensors"
         );
     }
-    if !directory.join("config.json").is_file() {
-        bail!("model `{model_id}` has no config.json; is it a directory in Hugging Face layout?");
+    // Weights in both forms are those of a checkpoint, with a copy.
+    let ggufs = match files_of(path, "safetensors")?.is_empty() {
+        true => files_of(path, "gguf")?,
+        false => Vec::new(),
+    };
+    match ggufs.as_slice() {
+        [] if path.join("config.json").is_file() => Ok(ModelSource::Directory(path.to_owned())),
+        [] => {
+            bail!(
+                "model `{model_id}` has no config.json; is it a directory in Hugging Face layout?"
+            )
+        }
+        [only] => Ok(ModelSource::gguf(only)?),
+        [first, ..] => bail!(
+            "model `{model_id}` has several GGUF files; name one of them, {} for example",
+            first.display()
+        ),
     }
-    Ok(ModelSource::Directory(directory.to_owned()))
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
+}
+
+/// The files of a directory that end so, by name.
+fn files_of(directory: &Path, extension: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(directory)
+        .with_context(|| format!("cannot read {}", directory.display()))?;
+    let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+    let mut files: Vec<PathBuf> = paths.collect::<Result<_, _>>()?;
+    files.retain(|path| has_extension(path, extension));
+    files.sort();
+    Ok(files)
 }
 
 /// The name under which the model is served, unless the user gives another.
@@ -108,7 +147,26 @@ mod tests {
         assert!(error(dir.path()).contains("no config.json"));
         let config = dir.path().join("config.json");
         std::fs::write(&config, "{}").unwrap();
-        assert!(error(&config).contains("is not a directory"));
+        assert!(error(&config).contains("is neither a directory nor a file named *.gguf"));
+        assert!(matches!(source(&args(dir.path())), Ok(ModelSource::Directory(_))));
+    }
+
+    #[test]
+    fn a_model_is_a_gguf_file_or_a_directory_of_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = |path: &Path| source(&args(path)).unwrap_err().to_string();
+        let file = dir.path().join("a.gguf");
+        std::fs::write(&file, b"GGML").unwrap();
+        // Both are read as what they are not.
+        for path in [&file, dir.path()] {
+            let error = error(path);
+            assert!(error.contains("a.gguf`: the file does not begin with `GGUF`"), "{error}");
+        }
+        std::fs::write(dir.path().join("B.GGUF"), b"GGML").unwrap();
+        assert!(error(dir.path()).contains("has several GGUF files; name one of them"));
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::write(dir.path().join(file), "{}").unwrap();
+        }
         assert!(matches!(source(&args(dir.path())), Ok(ModelSource::Directory(_))));
     }
 
@@ -130,6 +188,7 @@ mod tests {
             ("./absent", "does not exist"),
             ("~/absent", "does not exist"),
             ("absent/", "does not exist"),
+            ("acme/absent.gguf", "does not exist"),
             ("a/b/c", "org/name"),
             ("a b", "neither a directory nor"),
         ] {

@@ -12,6 +12,7 @@ pub mod candle;
 mod engine;
 mod error;
 pub mod executor;
+pub mod gguf;
 pub mod mock;
 pub mod model;
 pub mod progress;

@@ -1,22 +1,35 @@
-//! Where a model's files come from: a directory in Hugging Face layout, or the executable itself.
+//! Where a model's files come from: a directory in Hugging Face layout, one GGUF file that stands
+//! for such a directory, or the executable itself.
 //!
 //! A name is always that of a file within the model, never a way out of it: names also come from
 //! a checkpoint's index, which is input.
 
+use crate::LoadError;
+use crate::gguf::Gguf;
 use std::borrow::Cow;
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 /// A model's files, by name.
 #[derive(Clone, Debug)]
 pub enum ModelSource {
     /// A directory in Hugging Face layout.
     Directory(PathBuf),
+    /// A GGUF file, whose metadata says what the files would.
+    Gguf(Arc<Gguf>),
     /// File names with their contents, linked into the executable.
     Embedded(&'static [(&'static str, &'static [u8])]),
 }
 
 impl ModelSource {
+    /// A GGUF file. Its header is checked, and that its model is one that can be served.
+    pub fn gguf(path: &Path) -> Result<Self, LoadError> {
+        let gguf = Gguf::open(path)?;
+        gguf.file("config.json")?;
+        Ok(ModelSource::Gguf(Arc::new(gguf)))
+    }
+
     /// The whole of one file, or `None` if the model has no such file.
     pub fn read(&self, name: &str) -> io::Result<Option<Cow<'static, [u8]>>> {
         match self {
@@ -27,6 +40,10 @@ impl ModelSource {
                     Err(error) => Err(error),
                 }
             }
+            ModelSource::Gguf(gguf) => match gguf.file(name) {
+                Ok(file) => Ok(file.map(Cow::Owned)),
+                Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+            },
             ModelSource::Embedded(files) => Ok(files
                 .iter()
                 .find(|(file, _)| *file == name)
@@ -34,11 +51,12 @@ impl ModelSource {
         }
     }
 
-    /// Where a file lies on disk, for those who map it into memory; `None` if it is embedded.
+    /// Where a file lies on disk, for those who map it into memory; `None` if it does not lie there
+    /// by itself.
     pub fn path(&self, name: &str) -> io::Result<Option<PathBuf>> {
         match self {
             ModelSource::Directory(directory) => Ok(Some(directory.join(within_model(name)?))),
-            ModelSource::Embedded(_) => Ok(None),
+            ModelSource::Gguf(_) | ModelSource::Embedded(_) => Ok(None),
         }
     }
 
@@ -46,6 +64,7 @@ impl ModelSource {
     pub fn name(&self) -> String {
         match self {
             ModelSource::Directory(directory) => directory.display().to_string(),
+            ModelSource::Gguf(gguf) => gguf.path().display().to_string(),
             ModelSource::Embedded(_) => "the embedded model".to_owned(),
         }
     }

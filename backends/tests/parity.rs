@@ -3,9 +3,9 @@
 
 mod fixture;
 
+use fixture::expected::{expected, largest_difference};
 use fixture::{Row, Runner, directory, load, load_up_to, load_with, prompt};
 use millstream_backends::candle::{LoadOptions, Quantization, WeightDtype};
-use safetensors::SafeTensors;
 
 /// Largest difference allowed for weights in f32. Both sides round at every operation, in
 /// different orders: a few dozen roundings of 6e-8 on values around 1 to 10.
@@ -59,38 +59,6 @@ const CASES: &[(&str, Option<WeightDtype>, f32)] = &[
     ("qwen3-yarn", None, F32),
     ("smollm3", None, F32),
 ];
-
-/// The prompt and its logits according to the reference.
-struct Expected {
-    ids: Vec<u32>,
-    logits: Vec<Vec<f32>>,
-}
-
-fn expected(case: &str, file: &str) -> Expected {
-    let bytes = std::fs::read(directory(case).join(file)).expect("the fixture");
-    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
-    let words = |name: &str| {
-        let bytes = file.tensor(name).expect("a tensor of the fixture").data();
-        bytes.as_chunks::<4>().0.to_vec()
-    };
-    let ids: Vec<u32> = words("input_ids").into_iter().map(u32::from_le_bytes).collect();
-    let logits: Vec<f32> = words("logits").into_iter().map(f32::from_le_bytes).collect();
-    let vocab = logits.len() / ids.len();
-    Expected { ids, logits: logits.chunks(vocab).map(<[f32]>::to_vec).collect() }
-}
-
-/// The largest difference between the logits of sequence 0 and those of the reference.
-fn largest_difference(runner: &Runner, want: &Expected) -> f32 {
-    let got = runner.logits(0);
-    assert_eq!(got.len(), want.ids.len(), "every token is computed once");
-    let pairs = got.iter().flatten().zip(want.logits.iter().flatten());
-    let difference = |(got, want): (&f32, &f32)| match (got - want).abs() {
-        // `f32::max` would pass over it.
-        nan if nan.is_nan() => f32::INFINITY,
-        difference => difference,
-    };
-    pairs.map(difference).fold(0.0, f32::max)
-}
 
 /// Runs the prompt as sequence 0 through these steps, beside sequences 1 and 2, on every case.
 fn check(steps: &[Vec<Row>]) {

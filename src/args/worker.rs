@@ -33,12 +33,14 @@ pub(crate) struct WorkerArgs {
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
     /// Directory of the model, in Hugging Face layout (config.json, *.safetensors, tokenizer.json),
-    /// or the model's name on the Hugging Face hub, as ORG/NAME, from where `serve` downloads it.
+    /// or a GGUF file (*.gguf), or a directory with one and no safetensors, or the model's name on
+    /// the Hugging Face hub, as ORG/NAME, from where `serve` downloads it.
     /// Default: the demo model that is part of this executable.
-    #[arg(long, env = "MODEL_ID", value_name = "DIR|ORG/NAME")]
+    #[arg(long, env = "MODEL_ID", value_name = "DIR|FILE|ORG/NAME")]
     pub(crate) model_id: Option<String>,
 
-    /// Precision of the weights and of the KV cache. Default: as the checkpoint stores them.
+    /// Precision of the weights and of the KV cache; what a GGUF file has in blocks is unpacked to
+    /// it. Default: as the checkpoint stores them; beside blocks, bfloat16.
     #[arg(long, env = "DTYPE", value_name = "DTYPE")]
     pub(crate) dtype: Option<Dtype>,
 

@@ -31,7 +31,11 @@ pub(super) const TEMPLATES: &str = "additional_chat_templates/";
 /// The files that say what the model is. The error says what it lacks.
 pub(super) fn description(names: &BTreeSet<&str>) -> Result<Vec<String>, String> {
     if !names.contains(CONFIG) {
-        return Err(format!("has no {CONFIG}, so it is no checkpoint of Transformers"));
+        let rest = match names.iter().any(|name| name.ends_with(".gguf")) {
+            true => "; a GGUF file is served from its path: download it, and name that",
+            false => ", so it is no checkpoint of Transformers",
+        };
+        return Err(format!("has no {CONFIG}{rest}"));
     }
     let mut wanted = vec![CONFIG];
     wanted.extend(DESCRIPTION);
@@ -83,7 +87,16 @@ pub(super) fn weights(names: &BTreeSet<&str>, index: Option<&[u8]>) -> Result<Ve
 fn others(names: &BTreeSet<&str>) -> String {
     let kinds = [".bin", ".pth", ".pt", ".gguf", ".safetensors", ".h5", ".msgpack"];
     let found = names.iter().find(|name| kinds.iter().any(|kind| name.ends_with(kind)));
-    found.map(|name| format!("; its `{}` is not supported", printable(name))).unwrap_or_default()
+    match found {
+        Some(name) if name.ends_with(".gguf") => {
+            format!(
+                "; its `{}` is served from its path: download it, and name that",
+                printable(name)
+            )
+        }
+        Some(name) => format!("; its `{}` is not supported", printable(name)),
+        None => String::new(),
+    }
 }
 
 /// A name that came from elsewhere, for a message of one line.
@@ -118,7 +131,8 @@ mod tests {
         );
         check_description("config.json vocab.json merges.txt", "config.json vocab.json merges.txt");
         check_description("config.json tokenizer.model", "config.json tokenizer.model");
-        assert!(description(&names("model.gguf")).unwrap_err().contains("config.json"));
+        let error = description(&names("model.gguf")).unwrap_err();
+        assert!(error.contains("config.json; a GGUF file is served from its path"), "{error}");
     }
 
     fn index(shards: &[&str]) -> Vec<u8> {
@@ -140,8 +154,9 @@ mod tests {
 
     #[test]
     fn weights_that_cannot_be_read_are_named() {
-        let cases: [(&str, Option<Vec<u8>>, &str); 7] = [
+        let cases: [(&str, Option<Vec<u8>>, &str); 8] = [
             ("pytorch_model.bin", None, "pytorch_model.bin"),
+            ("m.gguf", None, "`m.gguf` is served from its path"),
             ("consolidated.safetensors", None, "consolidated.safetensors"),
             ("x", Some(b"[]".to_vec()), "cannot be read"),
             ("x", Some(index(&[])), "names no weights"),

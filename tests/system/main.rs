@@ -10,6 +10,7 @@ mod common;
 mod determinism;
 mod environment;
 mod failures;
+mod gguf;
 mod hub;
 mod sampling;
 mod serving;

@@ -18,7 +18,7 @@ pub mod spec;
 mod startup;
 mod timing;
 mod vocabulary;
-mod weights;
+pub(crate) mod weights;
 mod workspace;
 
 pub use clock::Part;
@@ -47,7 +47,8 @@ pub fn load(
 pub struct LoadOptions {
     /// Where the weights come from.
     pub load_format: LoadFormat,
-    /// Precision of the weights and of the cache; `None` keeps that of the checkpoint.
+    /// Precision of the weights and of the cache, to which a file's blocks are unpacked too; `None`
+    /// keeps that of the checkpoint, and its blocks.
     pub dtype: Option<WeightDtype>,
     /// What the weights are quantised to while they are loaded, the head to 8 bits either way;
     /// tables of embeddings, the choice of experts and the cache stay in `dtype`.

@@ -61,12 +61,13 @@ impl CandleModel {
         spec.head.tied |= spec.layout.tied_unless_stored && !weights.has(&names.head());
         let dtype = weights.dtype();
         let decoder = Decoder::load(&spec, &mut weights, max_model_len)?;
+        let keeps_blocks = weights.keeps_blocks();
         let loaded = weights.finish(&names, spec.head.tied)?;
         startup.end(Stage::Weights);
 
         progress.begin("preparing the cache");
         let plan = CachePlan::new(&spec, dtype, options, cache::memory_budget(options))?;
-        let precision = precision(dtype, options.quantize);
+        let precision = precision(dtype, options.quantize, keeps_blocks);
         let info = WorkerInfo {
             fingerprint: fingerprint(&spec, &precision, vocab_size, &loaded),
             build: env!("CARGO_PKG_VERSION").into(),
@@ -229,13 +230,14 @@ fn cache_groups(plan: &CachePlan) -> Vec<CacheGroup> {
 }
 
 /// What the weights are computed in, in words.
-fn precision(dtype: DType, quantize: Option<Quantization>) -> String {
+fn precision(dtype: DType, quantize: Option<Quantization>, keeps_blocks: bool) -> String {
     let dtype = match dtype {
         DType::F32 => "f32",
         DType::F16 => "f16",
         _ => "bf16",
     };
     match quantize {
+        None if keeps_blocks => format!("{dtype} beside blocks as stored"),
         None => dtype.to_owned(),
         Some(Quantization::Int8) => format!("{dtype} weights in int8"),
         Some(Quantization::Int4) => format!("{dtype} weights in int4"),

@@ -89,41 +89,80 @@ impl ByteTask for Product<'_> {
     }
 }
 
+/// A panel of w, and what is brought nearer while a tile goes through it.
+struct Panel<'a, B> {
+    blocks: &'a [B],
+    /// Its first column in the part.
+    first: usize,
+    /// Of each block, the lines that follow it at a distance of [`PREFETCHED`].
+    near: Range<usize>,
+    /// Of each block, lines of the same one of the next panel.
+    far: Range<usize>,
+}
+
+impl<'a, B> Panel<'a, B> {
+    /// One tile takes a panel as it comes from memory. Of several, each has a share of the next panel
+    /// brought into the second-level cache, while there is arithmetic for all of them.
+    #[inline(always)]
+    fn new(blocks: &'a [B], first: usize, (tile, tiles): (usize, usize)) -> Self {
+        let lines = size_of::<B>() / LINE;
+        match tiles {
+            1 => Self { blocks, first, near: 0..lines, far: 0..0 },
+            _ => {
+                let far = lines * tile / tiles..lines * (tile + 1) / tiles;
+                Self { blocks, first, near: 0..0, far }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, s: S, block: &B) {
+        let address = std::ptr::from_ref(block).cast::<u8>();
+        for line in self.near.clone() {
+            s.prefetch(address.wrapping_add(PREFETCHED + line * LINE));
+        }
+        for line in self.far.clone() {
+            s.prefetch_far(address.wrapping_add(size_of_val(self.blocks) + line * LINE));
+        }
+    }
+}
+
 impl Product<'_> {
     #[inline(always)]
     fn multiply<D: ByteDot, B: PanelBlock>(mut self, d: D, panels: &[B]) {
-        let (rows, blocks) = (self.operands.rows.1, self.operands.w.blocks);
-        let columns = self.part.columns.len();
+        let (rows, len) = (self.operands.rows.1, self.operands.w.blocks);
+        let Range { start, end } = self.part.columns;
         let most = if D::S::WIDE { 6 } else { 4 };
         let tiles = rows.div_ceil(most);
-        for first in (0..columns).step_by(COLUMNS) {
-            let panel = &panels[(self.part.columns.start + first) / COLUMNS * blocks..][..blocks];
+        for first in (0..end - start).step_by(COLUMNS) {
+            let blocks = &panels[(start + first) / COLUMNS * len..][..len];
             // Tiles as equal as can be.
             let mut t = 0;
             for tile in 0..tiles {
-                let end = rows * (tile + 1) / tiles;
-                if D::S::WIDE || end - t <= 2 {
-                    self.rows::<D, B, 2>(d, t..end, (panel, 0), first);
+                let rows = t..rows * (tile + 1) / tiles;
+                t = rows.end;
+                let panel = Panel::new(blocks, first, (tile, tiles));
+                if D::S::WIDE || rows.len() <= 2 {
+                    self.rows::<D, B, 2>(d, rows, &panel, 0);
                 } else {
-                    self.rows::<D, B, 1>(d, t..end, (panel, 0), first);
-                    self.rows::<D, B, 1>(d, t..end, (panel, 1), first);
+                    self.rows::<D, B, 1>(d, rows.clone(), &panel, 0);
+                    self.rows::<D, B, 1>(d, rows, &panel, 1);
                 }
-                t = end;
             }
         }
     }
 
     /// Rows `range`, at most 6 of them, or 4 on narrow units, by `V` vectors of columns, from vector
-    /// `v` of the panel on, whose columns begin with column `first` of the part.
+    /// `v` of the panel on.
     #[inline(always)]
     fn rows<D: ByteDot, B: PanelBlock, const V: usize>(
         &mut self,
         d: D,
         range: Range<usize>,
-        panel: (&[B], usize),
-        first: usize,
+        panel: &Panel<'_, B>,
+        v: usize,
     ) {
-        let at = (range.start, first);
+        let at = (range.start, v);
         match range.len() {
             1 => self.tile::<D, B, 1, V>(d, panel, at),
             2 => self.tile::<D, B, 2, V>(d, panel, at),
@@ -140,21 +179,18 @@ impl Product<'_> {
     fn tile<D: ByteDot, B: PanelBlock, const M: usize, const V: usize>(
         &mut self,
         d: D,
-        (panel, v): (&[B], usize),
-        (t, first): (usize, usize),
+        panel: &Panel<'_, B>,
+        (t, v): (usize, usize),
     ) {
         let Operands { x: inputs, rows: (start, _), .. } = self.operands;
         let (s, all) = (d.simd(), d.activations(&inputs.x));
         let mut x: [&[XBlock<D::X>]; M] = [&[]; M];
         for m in 0..M {
-            x[m] = &all[(start + t + m) * inputs.stride..][..panel.len()];
+            x[m] = &all[(start + t + m) * inputs.stride..][..panel.blocks.len()];
         }
         let mut sums = [[s.splat(0.0); V]; M];
-        for (b, w) in panel.iter().enumerate() {
-            let ahead = std::ptr::from_ref(w).cast::<u8>().wrapping_add(PREFETCHED);
-            for line in 0..size_of::<B>() / LINE {
-                s.prefetch(ahead.wrapping_add(line * LINE));
-            }
+        for (b, w) in panel.blocks.iter().enumerate() {
+            panel.prefetch(s, w);
             let mut dots = [[d.splat(0); V]; M];
             for m in 0..M {
                 dots[m] = [d.splat(B::start(&x[m][b])); V];
@@ -191,7 +227,7 @@ impl Product<'_> {
             for j in 0..V {
                 let mut lanes = [0.0; LANES];
                 s.store(sums[m][j], &mut lanes);
-                self.part.write((t + m, first + (v + j) * LANES), &lanes);
+                self.part.write((t + m, panel.first + (v + j) * LANES), &lanes);
             }
         }
     }

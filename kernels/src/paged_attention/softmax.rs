@@ -1,6 +1,5 @@
 //! The softmax of each query, over tiles and then over segments: what is summed up is relative to
 //! the largest score so far.
-#![allow(clippy::needless_range_loop)] // The indices of a tile go over several arrays at once.
 
 use std::ops::Range;
 

@@ -39,6 +39,8 @@ impl File {
                 Some(path) => Self::map(&fs::File::open(path)?).map(Some),
                 None => Ok(None),
             },
+            // It is one file, and has no other.
+            ModelSource::Gguf(_) => Ok(None),
         };
         match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -48,7 +50,7 @@ impl File {
     }
 
     #[allow(unsafe_code, reason = "weights are larger than what may be read into memory twice")]
-    fn map(file: &fs::File) -> io::Result<Self> {
+    pub(crate) fn map(file: &fs::File) -> io::Result<Self> {
         // SAFETY: the map is read-only and lives as long as this `File`. What it cannot rule out is
         // that another process truncates or rewrites the file while it is being loaded: the
         // documented limit of every memory-mapped checkpoint. All numbers read from it are

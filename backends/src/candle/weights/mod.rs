@@ -14,12 +14,16 @@ mod checkpoint;
 mod dummy;
 pub(crate) mod element;
 mod experts;
-mod file;
+pub(crate) mod file;
 pub(crate) mod layer;
 mod mxfp4;
 pub(crate) mod names;
+mod packing;
 pub(crate) mod rows;
 mod safetensors;
+
+#[cfg(test)]
+pub(crate) use safetensors::fuzz::allocated;
 
 use super::spec::Layout;
 use super::{LoadFormat, LoadOptions, device_error};
@@ -42,6 +46,8 @@ pub(crate) struct Weights {
     /// `None` for random weights.
     checkpoint: Option<Checkpoint>,
     dtype: DType,
+    /// What a file has in blocks is unpacked to `dtype`.
+    unpacks: bool,
     quantize: Option<Quantization>,
     progress: Progress,
     taken: BTreeSet<String>,
@@ -104,6 +110,7 @@ impl Weights {
         Ok(Self {
             checkpoint,
             dtype,
+            unpacks: options.dtype.is_some(),
             quantize: options.quantize,
             progress: progress.clone(),
             taken: BTreeSet::new(),
@@ -140,11 +147,27 @@ impl Weights {
         let shape = [rows.count(), columns];
         let weight = match (self.quantized_to(role), self.dtype) {
             (Some(to), _) => LinearWeight::quantize_rows(shape, to, |n, row| rows.read(n, row)),
+            _ if self.keeps(&rows, role) => rows.packed(),
             (None, DType::BF16) => Ok(LinearWeight::pack_rows(shape, |n, row| rows.read(n, row))),
             (None, _) => LinearWeight::pack(&self.dense(&rows)?),
         };
         self.took(rows);
         weight.map_err(device_error)
+    }
+
+    /// Whether rows that a file has in blocks stay in blocks.
+    fn keeps(&self, rows: &Rows, role: Role) -> bool {
+        !self.unpacks && role != Role::Router && rows.are_blocks()
+    }
+
+    /// Whether matrices are served as a file has them, in blocks.
+    pub(crate) fn keeps_blocks(&self) -> bool {
+        let in_blocks = |entry: &Entry| match &entry.format {
+            Format::Gguf { kind, .. } => kind.grouping().is_some(),
+            Format::Float(_) | Format::Bytes | Format::Other(_) => false,
+        };
+        let has_blocks = |all: &Checkpoint| all.tensors.values().any(in_blocks);
+        !self.unpacks && self.quantize.is_none() && self.checkpoint.as_ref().is_some_and(has_blocks)
     }
 
     /// What a matrix of this role is quantised to, if it is.
@@ -186,10 +209,13 @@ impl Weights {
     /// The elements of a tensor in f32.
     fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         let stored = self.stored(name, shape)?;
-        let whole = Piece { stored, first: 0, step: 1, rows: 1 };
-        let row = Rows { columns: shape.iter().product(), pieces: vec![whole] };
-        let values = row.dense();
-        self.took(row);
+        let len = shape.iter().product();
+        // One row of all, unless the order of its elements is that of a matrix's rows.
+        let (rows, columns) = if stored.reorders() { (len, 1) } else { (1, len) };
+        let whole = Piece { stored, first: 0, step: 1, rows };
+        let rows = Rows { columns, pieces: vec![whole] };
+        let values = rows.dense();
+        self.took(rows);
         Ok(values)
     }
 
@@ -239,14 +265,21 @@ impl Weights {
         };
         let entry = checkpoint.get(name)?;
         check_shape(name, entry, shape)?;
-        let Format::Float(dtype) = entry.format else {
-            return Err(in_checkpoint(format!(
-                "tensor `{name}` is stored as {}; f32, f16 and bf16 are supported",
-                entry.format.name()
-            )));
+        let span = entry.span.clone();
+        let stored = match &entry.format {
+            Format::Float(dtype) => Stored::Rows { span, dtype: *dtype },
+            Format::Gguf { kind, rows, plus_one } => {
+                Stored::Gguf { span, kind: *kind, rows: *rows, plus_one: *plus_one }
+            }
+            Format::Bytes | Format::Other(_) => {
+                return Err(checkpoint.invalid(format!(
+                    "tensor `{name}` is stored as {}; f32, f16 and bf16 are supported",
+                    entry.format.name()
+                )));
+            }
         };
         note(&mut self.taken, &mut self.digest, name, entry);
-        Ok(Stored::Rows { span: entry.span.clone(), dtype })
+        Ok(stored)
     }
 
     /// Where a tensor of `[matrices, rows, columns]` in MXFP4 is, which is stored as two.
@@ -262,7 +295,7 @@ impl Weights {
             if entry.format != Format::Bytes {
                 let found = entry.format.name();
                 let rule = format!("tensor `{name}` is stored as {found}, not as bytes");
-                return Err(in_checkpoint(rule));
+                return Err(checkpoint.invalid(rule));
             }
             note(&mut self.taken, &mut self.digest, &name, entry);
             Ok(entry.span.clone())
@@ -296,9 +329,9 @@ impl Weights {
             .map(|(name, _)| name)
             .filter(|name| !self.taken.contains(*name))
             .partition(|name| names.may_stay_unread(name, tied));
-        if let Some(name) = surplus.first() {
+        if let (Some(name), Some(checkpoint)) = (surplus.first(), &self.checkpoint) {
             let more = surplus.len() - 1;
-            return Err(in_checkpoint(format!(
+            return Err(checkpoint.invalid(format!(
                 "tensor `{name}` (and {more} more) has no place in the model that config.json \
                  describes"
             )));
@@ -331,10 +364,6 @@ fn note(taken: &mut BTreeSet<String>, digest: &mut Sha256, name: &str, entry: &E
     digest.update(format!("{name} {} {:?}\n", entry.format.name(), entry.shape));
     digest.update(&bytes[..bytes.len().min(DIGEST_SAMPLE)]);
     digest.update(&bytes[bytes.len().saturating_sub(DIGEST_SAMPLE)..]);
-}
-
-fn in_checkpoint(reason: String) -> LoadError {
-    LoadError::Invalid { file: "*.safetensors".into(), reason }
 }
 
 #[cfg(test)]

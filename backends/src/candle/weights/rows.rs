@@ -7,6 +7,8 @@
 use super::element::{Element, convert};
 use super::file::Span;
 use super::{dummy, mxfp4};
+use crate::gguf::blocks::dequantize;
+use crate::gguf::{RowOrder, TensorType};
 use candle_core::DType;
 use millstream_kernels::threads;
 use std::slice;
@@ -87,6 +89,8 @@ pub(crate) enum Stored {
     Columns { span: Span, dtype: DType, rows: usize },
     /// Row after row, see [`mxfp4`].
     Mxfp4 { blocks: Span, scales: Span },
+    /// Row after row, in the order of a GGUF file.
+    Gguf { span: Span, kind: TensorType, rows: RowOrder, plus_one: bool },
     /// Random numbers.
     Random(dummy::Pool),
 }
@@ -104,10 +108,16 @@ impl Rows {
 
     /// Reads row `n`, for the last time, into `to`, of as many elements as there are columns.
     pub(crate) fn read<T: Element>(&self, n: usize, to: &mut [T]) {
+        let (stored, n) = self.place(n);
+        stored.read(n, to);
+    }
+
+    /// Where row `n` is stored, and as which row.
+    pub(super) fn place(&self, n: usize) -> (&Stored, usize) {
         let mut n = n;
         for Piece { stored, first, step, rows } in &self.pieces {
             if n < *rows {
-                return stored.read(first + n * step, to);
+                return (stored, first + n * step);
             }
             n -= rows;
         }
@@ -148,12 +158,18 @@ impl Stored {
         }
     }
 
+    /// Whether its rows are stored in another order.
+    pub(crate) fn reorders(&self) -> bool {
+        matches!(self, Self::Gguf { rows, .. } if *rows != RowOrder::AsIs)
+    }
+
     fn bytes_per_row(&self, columns: usize) -> usize {
         match self {
             Self::Rows { dtype, .. } | Self::Columns { dtype, .. } => {
                 columns * dtype.size_in_bytes()
             }
             Self::Mxfp4 { .. } => columns / mxfp4::BLOCK * (mxfp4::BLOCK_BYTES + 1),
+            Self::Gguf { kind, .. } => kind.num_bytes(columns),
             Self::Random(_) => 0,
         }
     }
@@ -183,7 +199,28 @@ impl Stored {
                     });
                 });
             }
+            Self::Gguf { span, kind, rows, plus_one } => {
+                let (n, row) = (rows.stored(n), kind.num_bytes(columns));
+                let one = if *plus_one { 1.0 } else { 0.0 };
+                span.read(n * row..(n + 1) * row, |bytes| unpack(*kind, bytes, one, to));
+            }
             Self::Random(pool) => pool.read(n * columns, to),
+        }
+    }
+}
+
+/// Numbers that are unpacked at a time: a block of any type, or several.
+const UNPACKED: usize = 256;
+
+/// Stored numbers of a type, less `one`.
+fn unpack<T: Element>(kind: TensorType, bytes: &[u8], one: f32, to: &mut [T]) {
+    let mut numbers = [0f32; UNPACKED];
+    let bytes = bytes.chunks(kind.num_bytes(UNPACKED));
+    for (bytes, to) in bytes.zip(to.chunks_mut(UNPACKED)) {
+        let numbers = &mut numbers[..to.len()];
+        dequantize(kind, bytes, numbers);
+        for (to, x) in to.iter_mut().zip(numbers) {
+            *to = T::from_f32(*x - one);
         }
     }
 }

@@ -6,7 +6,7 @@
 //! are refused.
 
 #[cfg(test)]
-mod fuzz;
+pub(super) mod fuzz;
 mod header;
 
 use super::checkpoint::{Entry, Format};

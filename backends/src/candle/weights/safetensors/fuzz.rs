@@ -45,7 +45,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// All that `task` allocates on this thread, in bytes, freed or not.
-fn allocated<T>(task: impl FnOnce() -> T) -> (T, usize) {
+pub(crate) fn allocated<T>(task: impl FnOnce() -> T) -> (T, usize) {
     let before = ALLOCATED.get();
     let result = task();
     (result, ALLOCATED.get().wrapping_sub(before))
