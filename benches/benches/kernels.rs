@@ -8,6 +8,9 @@
 //! f32 is shown beside candle's `matmul` (the `gemm` crate). Times are the best of many, because
 //! neighbours on the machine only ever add to them; nothing is asserted.
 
+#[path = "common/roofline.rs"]
+mod roofline;
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -72,19 +75,9 @@ impl Bench {
     }
 
     fn roofline(&self) {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let memory = peak::memory((256 << 20) / 4);
-        let part = memory.len().div_ceil(threads);
+        let (threads, memory) = (roofline::threads(), roofline::memory());
         let name = format!("roofline: memory read on {threads} cores");
-        self.line(&name, (256 << 20, 0), |_| {
-            std::thread::scope(|scope| {
-                for part in memory.chunks(part) {
-                    scope.spawn(move || black_box(peak::read(part)));
-                }
-            });
-        });
-        // A few milliseconds.
-        const ROUNDS: usize = 1 << 19;
+        self.line(&name, (roofline::READ_BYTES, 0), |_| roofline::read(&memory));
         let all: [(_, fn(usize) -> usize); 3] = [
             ("f32", peak::multiply_f32),
             ("bf16", peak::multiply_bf16),
@@ -92,10 +85,9 @@ impl Bench {
         ];
         for (dtype, multiply) in all {
             let name = format!("roofline: {dtype} products on {threads} cores");
-            self.line(&name, (0, threads * multiply(ROUNDS)), |_| {
-                std::thread::scope(|scope| {
-                    (0..threads).for_each(|_| drop(scope.spawn(|| black_box(multiply(ROUNDS)))));
-                });
+            let flops = roofline::multiply(multiply);
+            self.line(&name, (0, flops), |_| {
+                black_box(roofline::multiply(multiply));
             });
         }
     }

@@ -26,6 +26,18 @@ pub(crate) struct Target {
     pub(crate) api_key: Option<String>,
 }
 
+impl Target {
+    /// The server at `http://host` or `http://host:port`.
+    pub(crate) fn new(url: &str, api_key: Option<String>) -> anyhow::Result<Target> {
+        let authority = url.strip_prefix("http://").context("the URL must begin with http://")?;
+        let authority = match authority.rsplit_once(':') {
+            Some((_, port)) if port.parse::<u16>().is_ok() => authority.to_owned(),
+            _ => format!("{authority}:80"),
+        };
+        Ok(Target { authority, api_key })
+    }
+}
+
 /// A keep-alive connection; reconnects when the server has closed it.
 pub(crate) struct Client {
     target: Target,
@@ -93,14 +105,24 @@ impl Client {
             request = request.header(AUTHORIZATION, format!("Bearer {key}"));
         }
         let request = request.body(Full::new(Bytes::from(body)))?;
-        let sender = match self.sender.take() {
-            Some(sender) if !sender.is_closed() => sender,
-            _ => connect(&self.target.authority).await?,
-        };
-        let sender = self.sender.insert(sender);
-        sender.ready().await.context("connection closed")?;
-        sender.send_request(request).await.context("request failed")
+        // A server may close a connection that it kept just as the next request comes: then
+        // nothing of it is answered, and it is sent once more on a new one.
+        if let Some(sender) = self.sender.as_mut().filter(|sender| !sender.is_closed())
+            && let Ok(response) = send_on(sender, request.clone()).await
+        {
+            return Ok(response);
+        }
+        let sender = self.sender.insert(connect(&self.target.authority).await?);
+        send_on(sender, request).await.context("request failed")
     }
+}
+
+async fn send_on(
+    sender: &mut SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> hyper::Result<Response<Incoming>> {
+    sender.ready().await?;
+    sender.send_request(request).await
 }
 
 async fn connect(authority: &str) -> anyhow::Result<SendRequest<Full<Bytes>>> {
@@ -192,6 +214,8 @@ impl StreamState {
 mod tests {
     use super::*;
     use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
 
     const ROLE: &str =
         "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
@@ -231,9 +255,47 @@ mod tests {
     }
 
     #[test]
+    fn a_url_without_a_port_means_port_80() {
+        let authority = |url| Target::new(url, None).map(|target| target.authority).ok();
+        assert_eq!(authority("http://host:3000").as_deref(), Some("host:3000"));
+        assert_eq!(authority("http://host").as_deref(), Some("host:80"));
+        assert_eq!(authority("https://host"), None);
+    }
+
+    #[test]
     fn a_server_without_usage_is_believed_a_token_per_event() {
         let (answer, _) = answer(&[(1, TEXT), (2, TEXT), (3, DONE)]).unwrap();
         assert_eq!(answer.output_tokens, 2);
+    }
+
+    /// Reads a request up to its empty body, and writes an answer.
+    async fn answer_one(socket: &mut TcpStream) {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            assert_ne!(socket.read_buf(&mut request).await.unwrap(), 0);
+        }
+        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 24\r\n\r\n{\"data\": [{\"id\": \"it\"}]}";
+        socket.write_all(answer.as_bytes()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_request_on_a_kept_connection_that_closes_unanswered_is_sent_again() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            answer_one(&mut socket).await;
+            // The second request is read in part, so the client is already waiting for its answer.
+            assert_ne!(socket.read(&mut [0; 8]).await.unwrap(), 0);
+            drop(socket);
+            let (mut socket, _) = listener.accept().await.unwrap();
+            answer_one(&mut socket).await;
+        });
+        let mut client = Client::new(Target::new(&url, None).unwrap());
+        for _ in 0..2 {
+            assert_eq!(client.models().await.unwrap(), ["it"]);
+        }
+        server.await.unwrap();
     }
 
     #[test]

@@ -63,12 +63,7 @@ pub(crate) struct Measured {
 /// Fails where nothing could be measured: the server cannot be reached or lists no model. Requests
 /// that fail are counted.
 pub async fn run(mut load: Load) -> anyhow::Result<Report> {
-    let authority = load.url.strip_prefix("http://").context("the URL must begin with http://")?;
-    let authority = match authority.rsplit_once(':') {
-        Some((_, port)) if port.parse::<u16>().is_ok() => authority.to_owned(),
-        _ => format!("{authority}:80"),
-    };
-    let target = Target { authority, api_key: load.api_key.clone() };
+    let target = Target::new(&load.url, load.api_key.clone())?;
     let model = match load.model.take() {
         Some(model) => model,
         None => first_model(target.clone()).await?,

@@ -91,7 +91,7 @@ impl Report {
 }
 
 /// Of times in microseconds.
-fn distribution(mut times_us: Vec<f64>) -> Distribution {
+pub(crate) fn distribution(mut times_us: Vec<f64>) -> Distribution {
     if times_us.is_empty() {
         return Distribution::default();
     }

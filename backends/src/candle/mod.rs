@@ -42,6 +42,12 @@ pub fn load(
     CandleModel::load(source, options, progress)
 }
 
+/// Fills `out` with what [`LoadFormat::Dummy`] gives tensor `name` of a bf16 model, for those who
+/// compare this engine with another on the same weights.
+pub fn dummy_tensor(name: &str, out: &mut [half::bf16]) {
+    weights::dummy::Pool::new(name, DType::BF16).read(0, out);
+}
+
 /// What the user decides about a model; the default decides nothing.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {

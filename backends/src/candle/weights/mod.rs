@@ -11,7 +11,7 @@
 //! This module knows files and names. It does not know what is computed from the weights.
 
 mod checkpoint;
-mod dummy;
+pub(crate) mod dummy;
 pub(crate) mod element;
 mod experts;
 pub(crate) mod file;
