@@ -2,15 +2,15 @@
 
 use std::hint::black_box;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::scratch::Aligned;
 use crate::simd::bytes::{ByteDot, ByteTask, ByteUnits, Quad, Quads};
 use crate::simd::memory::prefer_huge_pages;
 use crate::simd::pairs::Units;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::simd::pairs::{Activations, PairDot, PairTask};
 use crate::simd::{LANES, Level, Simd, Task};
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use half::bf16;
 
 /// Memory for [`read`]: `len` numbers behind huge pages, as weights and caches are.
@@ -73,6 +73,14 @@ pub fn multiply_f32(rounds: usize) -> usize {
 pub fn multiply_bf16(rounds: usize) -> usize {
     match Units::current() {
         Units::Widened(_) => multiply_f32(rounds),
+        #[cfg(target_arch = "aarch64")]
+        Units::OddDots(dots) => {
+            let mut x = Aligned::new(1);
+            x[0] = black_box([bf16::ZERO; 2]);
+            let x = Activations::Rounded(x);
+            dots.run(MultiplyPairs { x, rounds });
+            rounds * SUMS * 4 * LANES
+        }
         #[cfg(target_arch = "x86_64")]
         Units::Dots(dots) => {
             let mut x = Aligned::new(1);
@@ -109,16 +117,17 @@ pub fn multiply_i8(rounds: usize) -> usize {
     rounds * SUMS * 8 * LANES
 }
 
-/// Independent sums: enough for two multipliers of six cycles each.
-const SUMS: usize = 12;
+/// Independent sums: enough for two multipliers of six cycles each. In NEON, where a sum is four
+/// registers, as many as stay in registers.
+const SUMS: usize = if cfg!(target_arch = "aarch64") { 6 } else { 12 };
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 struct MultiplyPairs {
     x: Activations,
     rounds: usize,
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 impl PairTask for MultiplyPairs {
     #[inline(always)]
     fn run<D: PairDot>(self, d: D) {

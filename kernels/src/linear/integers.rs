@@ -193,7 +193,7 @@ impl Product<'_> {
             panel.prefetch(s, w);
             let mut dots = [[d.splat(0); V]; M];
             for m in 0..M {
-                dots[m] = [d.splat(B::start(&x[m][b])); V];
+                dots[m] = [d.splat(B::start::<D>(&x[m][b])); V];
             }
             for i in 0..QUADS / 2 {
                 let mut quads = [w.quads(d, i, v); V];

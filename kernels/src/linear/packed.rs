@@ -58,6 +58,7 @@ impl Packed {
     }
 
     /// The columns from `32 * index` on, of this panel and all that follow.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn from(&self, index: usize) -> &[Line] {
         &self.lines[index * self.pairs..]
     }

@@ -64,6 +64,8 @@ impl Operands<'_> {
     pub(super) fn nanoseconds(self) -> usize {
         let products_per_ns = match self.x.units {
             Units::Widened(_) => 48,
+            #[cfg(target_arch = "aarch64")]
+            Units::OddDots(_) => 96,
             #[cfg(target_arch = "x86_64")]
             Units::Dots(_) => 192,
             #[cfg(target_arch = "x86_64")]
@@ -85,6 +87,8 @@ impl Block<'_> {
     pub(super) fn run(self) {
         match self.operands.x.units {
             Units::Widened(level) => level.run(Widened(self)),
+            #[cfg(target_arch = "aarch64")]
+            Units::OddDots(dots) => dots.run(self),
             #[cfg(target_arch = "x86_64")]
             Units::Dots(dots) => dots.run(self),
             #[cfg(target_arch = "x86_64")]

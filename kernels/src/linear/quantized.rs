@@ -37,7 +37,7 @@ pub(super) trait PanelBlock: Copy + Send + Sync {
     fn column(&self, column: usize) -> Block;
 
     /// From where the sum of a block's products begins, so that it becomes that of q.
-    fn start<X>(x: &XBlock<X>) -> i32;
+    fn start<D: ByteDot>(x: &XBlock<D::X>) -> i32;
     /// Of the sixteen columns `v`, quads 2i and 2i + 1.
     fn quads<D: ByteDot>(&self, d: D, i: usize, v: usize) -> [D::W; 2];
     fn scales(&self) -> &Columns;
@@ -78,8 +78,8 @@ impl PanelBlock for Int8 {
     }
 
     #[inline(always)]
-    fn start<X>(x: &XBlock<X>) -> i32 {
-        -OFFSET * x.sum
+    fn start<D: ByteDot>(x: &XBlock<D::X>) -> i32 {
+        -D::OFFSET * x.sum
     }
 
     #[inline(always)]
@@ -138,7 +138,7 @@ impl PanelBlock for Int4 {
     }
 
     #[inline(always)]
-    fn start<X>(_: &XBlock<X>) -> i32 {
+    fn start<D: ByteDot>(_: &XBlock<D::X>) -> i32 {
         0
     }
 

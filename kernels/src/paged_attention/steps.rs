@@ -52,7 +52,7 @@ pub(super) trait Steps: Copy {
     fn scratch() -> &'static LocalKey<Cell<Scratch<Self::X, Self::W>>>;
     /// Sixteen elements as steps: as many as there are in `to`.
     fn take(self, x: &[f32; LANES], to: &mut [Self::X]);
-    /// Chunk `c` of sixteen keys as vector `v` of each of sixteen steps. A key may be empty, and
+    /// Chunk `at.0` of sixteen keys as vector `at.1` of each of sixteen steps. A key may be empty, and
     /// the chunk its end, unless they are `whole`: what is missing is zero.
     fn keys(
         self,

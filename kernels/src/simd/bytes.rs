@@ -10,12 +10,18 @@
 //! |---|---|
 //! | AVX-512 VNNI, AVX-VNNI | four products of bytes, in one instruction |
 //! | AVX-512 BW, AVX2 | two pairs of products of 16 bits |
+//! | SDOT | four products of bytes, in one instruction; w loses its offset before |
+//! | NEON | two pairs of products of 16 bits; the same |
 //! | portable | four products of 32 bits |
 //!
 //! Instructions that add up pairs of products of bytes in 16 bits (`vpmaddubsw`) are not used: they
 //! saturate.
 
 use super::math::nearest;
+#[cfg(target_arch = "aarch64")]
+use super::neon::Neon;
+#[cfg(target_arch = "aarch64")]
+use super::neon_bytes::NeonSdot;
 use super::pairs::filled;
 use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
@@ -171,10 +177,14 @@ pub(crate) trait ByteDot: Copy {
     type W: Copy;
     /// Sixteen i32 sums.
     type I: Copy;
+    /// What loaded bytes exceed the integers by that they stand for: [`OFFSET`], or 0 for units that
+    /// multiply signed bytes alone.
+    const OFFSET: i32;
 
     fn simd(self) -> Self::S;
     /// The blocks of `x`, which were made for these units.
     fn activations(self, x: &Activations) -> &[XBlock<Self::X>];
+    /// Whole bytes, less what [`Self::OFFSET`] is below [`OFFSET`].
     fn load(self, w: &Quads) -> Self::W;
     /// The low four bits of each byte, and the high ones.
     fn load_halves(self, w: &Quads) -> [Self::W; 2];
@@ -190,6 +200,7 @@ impl ByteDot for Portable {
     type X = i32;
     type W = Quads;
     type I = [i32; LANES];
+    const OFFSET: i32 = OFFSET;
 
     #[inline(always)]
     fn simd(self) -> Portable {
@@ -258,6 +269,10 @@ pub(crate) trait ByteTask {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ByteUnits {
     Portable(Portable),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+    #[cfg(target_arch = "aarch64")]
+    NeonSdot(NeonSdot),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
@@ -279,6 +294,15 @@ impl ByteUnits {
     }
 
     fn best() -> Self {
+        #[cfg(target_arch = "aarch64")]
+        {
+            if let Some(sdot) = NeonSdot::detect() {
+                return Self::NeonSdot(sdot);
+            }
+            if let Some(neon) = Neon::detect() {
+                return Self::Neon(neon);
+            }
+        }
         #[cfg(target_arch = "x86_64")]
         {
             if let Some(vnni) = Avx512Vnni::detect() {
@@ -302,6 +326,10 @@ impl ByteUnits {
     pub(crate) fn all() -> Vec<Self> {
         let all = [
             Some(Self::Portable(Portable)),
+            #[cfg(target_arch = "aarch64")]
+            Neon::detect().map(Self::Neon),
+            #[cfg(target_arch = "aarch64")]
+            NeonSdot::detect().map(Self::NeonSdot),
             #[cfg(target_arch = "x86_64")]
             Avx2::detect().map(Self::Avx2),
             #[cfg(target_arch = "x86_64")]
@@ -324,6 +352,10 @@ impl ByteUnits {
     pub(crate) fn run<T: ByteTask>(self, task: T) {
         match self {
             Self::Portable(portable) => task.run(portable),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(neon) => neon.run_bytes(task),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonSdot(sdot) => sdot.run(task),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(avx2) => avx2.run_bytes(task),
             #[cfg(target_arch = "x86_64")]
@@ -339,6 +371,8 @@ impl ByteUnits {
     pub(crate) fn take(self, x: Rows<'_>, stride: usize) -> Activations {
         match self {
             Self::Portable(_) => Activations::Bytes(take(x, stride)),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) | Self::NeonSdot(_) => Activations::Bytes(take(x, stride)),
             #[cfg(target_arch = "x86_64")]
             Self::AvxVnni(_) | Self::Avx512Vnni(_) => Activations::Bytes(take(x, stride)),
             #[cfg(target_arch = "x86_64")]
@@ -350,6 +384,10 @@ impl ByteUnits {
     pub(crate) fn products_per_ns(self) -> usize {
         match self {
             Self::Portable(_) => 8,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => 32,
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonSdot(_) => 96,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => 32,
             #[cfg(target_arch = "x86_64")]
@@ -407,7 +445,7 @@ mod tests {
         }
     }
 
-    /// Sums over several quads, of whole bytes and of halves of bytes, of values at the limits.
+    /// Sums over several quads, of what whole bytes stand for and of halves of bytes.
     struct Sums<'a> {
         x: &'a [[i8; 4]],
         w: &'a [Quads],
@@ -417,7 +455,8 @@ mod tests {
     impl ByteTask for Sums<'_> {
         #[inline(always)]
         fn run<D: ByteDot>(self, d: D) {
-            let mut sums = [d.splat(-7); 3];
+            let all: i32 = self.x.as_flattened().iter().map(|&x| i32::from(x)).sum();
+            let mut sums = [-7 - D::OFFSET * all, -7, -7].map(|start| d.splat(start));
             for (&x, w) in self.x.iter().zip(self.w) {
                 let [low, high] = d.load_halves(w);
                 for (sum, w) in sums.iter_mut().zip([d.load(w), low, high]) {
@@ -442,12 +481,11 @@ mod tests {
             let element = |k: usize, j: usize| if constant { 127 } else { signs[(5 * k + j) % 7] };
             let x: Vec<[i8; 4]> =
                 (0..w.len()).map(|k| std::array::from_fn(|j| element(k, j))).collect();
-            let parts: [fn(u8) -> u8; 3] = [|w| w, |w| w & 15, |w| w >> 4];
+            let parts: [fn(i32) -> i32; 3] = [|w| w - OFFSET, |w| w & 15, |w| w >> 4];
             let expected = parts.map(|part| {
                 std::array::from_fn(|i| {
                     let products = x.iter().zip(&w).flat_map(|(x, w)| x.iter().zip(w[i]));
-                    products.map(|(&x, w)| i32::from(x) * i32::from(part(w))).sum::<i32>() as f32
-                        - 7.0
+                    products.map(|(&x, w)| i32::from(x) * part(w.into())).sum::<i32>() as f32 - 7.0
                 })
             });
             for units in ByteUnits::all() {

@@ -13,6 +13,12 @@ pub(crate) mod amx;
 pub(crate) mod bytes;
 pub(crate) mod math;
 pub(crate) mod memory;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon_bf16;
+#[cfg(target_arch = "aarch64")]
+mod neon_bytes;
 pub(crate) mod pairs;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -154,6 +160,8 @@ pub(crate) trait Task {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Level {
     Portable(Portable),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
     #[cfg(target_arch = "x86_64")]
     Avx2(x86::Avx2),
     #[cfg(target_arch = "x86_64")]
@@ -171,6 +179,10 @@ impl Level {
     }
 
     fn best() -> Self {
+        #[cfg(target_arch = "aarch64")]
+        if let Some(neon) = neon::Neon::detect() {
+            return Self::Neon(neon);
+        }
         #[cfg(target_arch = "x86_64")]
         {
             if let Some(avx512) = x86::Avx512::detect() {
@@ -187,6 +199,8 @@ impl Level {
     pub(crate) fn run<T: Task>(self, task: T) -> T::Output {
         match self {
             Self::Portable(portable) => task.run(portable),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(neon) => neon.run(task),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(avx2) => avx2.run(task),
             #[cfg(target_arch = "x86_64")]
@@ -199,6 +213,8 @@ impl Level {
 pub fn instruction_set() -> &'static str {
     match Level::current() {
         Level::Portable(_) => "portable",
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon(_) => "NEON",
         #[cfg(target_arch = "x86_64")]
         Level::Avx2(_) => "AVX2, FMA, F16C",
         #[cfg(target_arch = "x86_64")]
@@ -236,6 +252,8 @@ pub(crate) fn with_all_units(test: impl Fn()) {
 fn every_level() -> Vec<Level> {
     let levels = [
         Some(Level::Portable(Portable)),
+        #[cfg(target_arch = "aarch64")]
+        neon::Neon::detect().map(Level::Neon),
         #[cfg(target_arch = "x86_64")]
         x86::Avx2::detect().map(Level::Avx2),
         #[cfg(target_arch = "x86_64")]

@@ -8,6 +8,7 @@
 //! | [`Units::Widened`]: f32 multiply-add | as it is | `x1 * w1`, then `x0 * w0`, each rounded |
 //! | [`Units::Dots`]: AVX-512 BF16 | rounded to bf16 | the same; subnormals are zero |
 //! | [`Units::Tiles`]: AMX | rounded to bf16 | see [`super::amx`] |
+//! | [`Units::OddDots`]: Arm's BFDOT | rounded to bf16 | see [`super::neon_bf16`] |
 //!
 //! So x is rounded where the instructions ask for it, and nowhere else. A process uses one kind
 //! of units for every number of rows.
@@ -16,6 +17,8 @@ use half::bf16;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Amx;
+#[cfg(target_arch = "aarch64")]
+use super::neon_bf16::NeonBf16;
 #[cfg(target_arch = "x86_64")]
 use super::x86_bf16::Avx512Bf16;
 use super::{LANES, Level, Simd};
@@ -47,8 +50,11 @@ pub(crate) struct Sums(pub(crate) [f32; COLUMNS]);
 pub(crate) enum Activations {
     /// Not rounded.
     Exact(Aligned<[f32; 2]>),
-    /// To the nearest, ties to even; subnormals are zero.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // Made by x86's units alone.
+    /// To the nearest, ties to even; subnormals are zero, or taken for it.
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        allow(dead_code) // Made by units that multiply bf16 alone.
+    )]
     Rounded(Aligned<[bf16; 2]>),
 }
 
@@ -68,7 +74,7 @@ pub(crate) trait PairDot: Copy {
     /// The pairs of `x`, which were made for these units.
     fn activations(self, x: &Activations) -> &[Self::X];
     fn load(self, w: &Pairs) -> Self::W;
-    /// `sum + x[1] * w[1] + x[0] * w[0]`, in this order.
+    /// `sum + x[1] * w[1] + x[0] * w[0]`, in the order and with the roundings of these units.
     fn dot(self, x: Self::X, w: Self::W, sum: Self::V) -> Self::V;
     fn store(self, v: Self::V, to: &mut [f32; LANES]);
     /// Begins to bring what lies at `address`, which may be anything, into the caches.
@@ -133,6 +139,8 @@ pub(crate) trait PairTask {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Units {
     Widened(Level),
+    #[cfg(target_arch = "aarch64")]
+    OddDots(NeonBf16),
     #[cfg(target_arch = "x86_64")]
     Dots(Avx512Bf16),
     #[cfg(target_arch = "x86_64")]
@@ -150,6 +158,10 @@ impl Units {
     }
 
     fn best() -> Self {
+        #[cfg(target_arch = "aarch64")]
+        if let Some(dots) = NeonBf16::detect() {
+            return Self::OddDots(dots);
+        }
         #[cfg(target_arch = "x86_64")]
         {
             if let Some(amx) = Amx::detect() {
@@ -166,6 +178,8 @@ impl Units {
     #[cfg(test)]
     pub(super) fn all() -> Vec<Self> {
         let mut all: Vec<Self> = super::every_level().into_iter().map(Self::Widened).collect();
+        #[cfg(target_arch = "aarch64")]
+        all.extend(NeonBf16::detect().map(Self::OddDots));
         #[cfg(target_arch = "x86_64")]
         {
             all.extend(Avx512Bf16::detect().map(Self::Dots));
@@ -188,6 +202,8 @@ impl Units {
                     to.as_flattened_mut()[..row.len()].copy_from_slice(row);
                 }))
             }
+            #[cfg(target_arch = "aarch64")]
+            Self::OddDots(dots) => dots.take(x, stride),
             #[cfg(target_arch = "x86_64")]
             Self::Dots(dots) => dots.take(x, stride),
             #[cfg(target_arch = "x86_64")]
@@ -198,6 +214,14 @@ impl Units {
 
 #[cfg(target_arch = "x86_64")]
 impl Avx512Bf16 {
+    fn take(self, x: Rows<'_>, stride: usize) -> Activations {
+        let size = (stride, x.len / 2);
+        Activations::Rounded(filled(x, size, [bf16::ZERO; 2], |row, to| self.round(row, to)))
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl NeonBf16 {
     fn take(self, x: Rows<'_>, stride: usize) -> Activations {
         let size = (stride, x.len / 2);
         Activations::Rounded(filled(x, size, [bf16::ZERO; 2], |row, to| self.round(row, to)))

@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::bytes::{Activations, ByteDot, ByteTask, Quads, XBlock};
+use super::bytes::{Activations, ByteDot, ByteTask, OFFSET, Quads, XBlock};
 use super::x86::{Avx2, Avx512};
 
 /// The proof that the processor has AVX-512 VNNI, and what [`Avx512`] proves.
@@ -35,6 +35,7 @@ impl ByteDot for Avx512Vnni {
     type X = i32;
     type W = __m512i;
     type I = __m512i;
+    const OFFSET: i32 = OFFSET;
 
     #[inline(always)]
     fn simd(self) -> Avx512 {
@@ -106,6 +107,7 @@ impl ByteDot for Avx512Bw {
     /// The even bytes, and the odd ones.
     type W = [__m512i; 2];
     type I = __m512i;
+    const OFFSET: i32 = OFFSET;
 
     #[inline(always)]
     fn simd(self) -> Avx512 {
@@ -188,6 +190,7 @@ impl ByteDot for AvxVnni {
     type X = i32;
     type W = [__m256i; 2];
     type I = [__m256i; 2];
+    const OFFSET: i32 = OFFSET;
 
     #[inline(always)]
     fn simd(self) -> Avx2 {
@@ -268,6 +271,7 @@ impl ByteDot for Avx2 {
     /// Of each register, the even bytes and the odd ones.
     type W = [[__m256i; 2]; 2];
     type I = [__m256i; 2];
+    const OFFSET: i32 = OFFSET;
 
     #[inline(always)]
     fn simd(self) -> Avx2 {
