@@ -41,12 +41,13 @@ const LIST: usize = 64;
 /// A model of so many layers, with random weights.
 fn model(layers: usize, dtype: WeightDtype) -> CandleModel {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/parity/qwen3");
-    let config = std::fs::read(fixtures.join("config.json")).unwrap();
-    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    let config = std::fs::read(fixtures.join("config.json")).expect("a configuration");
+    let mut config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
     config["num_hidden_layers"] = layers.into();
     config["layer_types"] = vec!["full_attention"; layers].into();
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    std::fs::write(directory.path().join("config.json"), config.to_string())
+        .expect("it is written");
     let options = LoadOptions {
         load_format: LoadFormat::Dummy,
         dtype: Some(dtype),
@@ -54,7 +55,7 @@ fn model(layers: usize, dtype: WeightDtype) -> CandleModel {
         ..LoadOptions::default()
     };
     let source = ModelSource::Directory(directory.path().to_owned());
-    candle::load(&source, &options, &Progress::default()).unwrap()
+    candle::load(&source, &options, &Progress::default()).expect("it loads")
 }
 
 /// How many allocations a decode step makes once it is warm, and how many bytes they take.

@@ -46,6 +46,9 @@ fn main() -> Result<()> {
     bench.rows()
 }
 
+/// Multiplies in registers for so many rounds, and counts.
+type Multiply = fn(usize) -> usize;
+
 struct Bench {
     filter: String,
 }
@@ -78,7 +81,7 @@ impl Bench {
         let (threads, memory) = (roofline::threads(), roofline::memory());
         let name = format!("roofline: memory read on {threads} cores");
         self.line(&name, (roofline::READ_BYTES, 0), |_| roofline::read(&memory));
-        let all: [(_, fn(usize) -> usize); 3] = [
+        let all: [(&str, Multiply); 3] = [
             ("f32", peak::multiply_f32),
             ("bf16", peak::multiply_bf16),
             ("int8", peak::multiply_i8),

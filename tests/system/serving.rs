@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::common::{Server, chat, executable, long_chat, wait_until};
+use crate::common::{Server, chat, executable, long_chat, slow_chat, wait_until};
 
 const QUESTION: &str = "Tell me a story about a fox and a red kite.";
 
@@ -77,9 +77,9 @@ fn a_stop_string_ends_the_text_before_it_and_frees_the_sequence() {
 #[test]
 fn a_client_that_goes_away_frees_what_it_held() {
     let server = Server::start(&[]);
-    let mut stream = server.stream(&long_chat(QUESTION, 900));
+    let mut stream = server.stream(&slow_chat(QUESTION));
     assert!(stream.next_text().is_some());
-    assert_eq!(server.metric("millstream_running"), 1.0);
+    assert!(server.metric("millstream_running") > 0.0);
     drop(stream);
     wait_until("nothing runs", || server.metric("millstream_running") == 0.0);
     assert_eq!(server.metric("millstream_waiting"), 0.0);
@@ -88,8 +88,8 @@ fn a_client_that_goes_away_frees_what_it_held() {
 #[test]
 fn more_requests_than_allowed_are_refused_before_any_work() {
     let server = Server::start(&["--max-concurrent-requests", "2"]);
-    let mut first = server.stream(&long_chat("Who are you?", 900));
-    let mut second = server.stream(&long_chat("Tell me a joke.", 900));
+    let mut first = server.stream(&slow_chat("Who are you?"));
+    let mut second = server.stream(&slow_chat("Tell me a joke."));
     assert!(first.next_text().is_some() && second.next_text().is_some());
 
     let refused = server.post("/v1/chat/completions", &chat(QUESTION, json!({})));

@@ -149,7 +149,7 @@ impl Drop for Close<'_> {
         self.0.next.store(usize::MAX / 2, Ordering::Relaxed);
         self.0.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looks = 0;
-        while self.0.state.load(Ordering::Acquire) % OPEN != 0 {
+        while !self.0.state.load(Ordering::Acquire).is_multiple_of(OPEN) {
             look_again(&mut looks);
         }
     }

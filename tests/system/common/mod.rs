@@ -47,3 +47,10 @@ pub(crate) fn long_chat(question: &str, num_tokens: u32) -> Value {
         }),
     )
 }
+
+/// The same in eight choices, which takes long enough for something else to happen meanwhile.
+pub(crate) fn slow_chat(question: &str) -> Value {
+    let mut body = long_chat(question, 900);
+    body["n"] = 8.into();
+    body
+}
