@@ -168,6 +168,7 @@ impl App {
             skip_special_tokens: options.skip_special_tokens,
             continues_prompt: shape == Shape::Completion,
             cache_salt: options.cache_salt,
+            grammar: options.constraint.as_ref().map(|constraint| Arc::new(constraint.encode())),
             streamed: stream,
         };
         let generation = self.generator.submit(places, &request)?;

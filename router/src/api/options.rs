@@ -23,7 +23,7 @@ use super::error::ApiError;
 use super::fields::{Fields, must_be, quoted, shown};
 use super::sampling::read_sampling;
 use crate::engine::SamplingParams;
-use crate::text::GenerationDefaults;
+use crate::text::{Constraint, GenerationDefaults};
 
 /// Bytes of one stop string: as much text may be held back.
 const MAX_STOP_BYTES: usize = 1024;
@@ -56,6 +56,8 @@ pub(crate) struct Options {
     pub(crate) ignore_eos: bool,
     pub(crate) skip_special_tokens: bool,
     pub(crate) cache_salt: Option<Arc<str>>,
+    /// What the answer must satisfy.
+    pub(crate) constraint: Option<Constraint>,
 }
 
 /// A limit of tokens and the field that it came from.
@@ -93,6 +95,7 @@ impl Options {
             ignore_eos: fields.flag("ignore_eos", false)?,
             skip_special_tokens: fields.flag("skip_special_tokens", true)?,
             cache_salt: read_salt(fields)?,
+            constraint: None,
         };
         if let Some(MaxTokens { field, count }) = options.max_tokens
             && options.sampling.min_tokens > count

@@ -22,7 +22,7 @@ mod suspects;
 use std::sync::Arc;
 
 pub use handle::{Command, EngineHandle, EngineInbox, EngineState, SubmitError};
-pub use millstream_proto::Sampling as SamplingParams;
+pub use millstream_proto::{Grammar, Sampling as SamplingParams};
 
 /// One sequence, for the life of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,6 +45,8 @@ pub struct NewSequence {
     pub choice: u32,
     /// Prefix hits happen only between sequences of equal salt.
     pub cache_salt: Option<Arc<str>>,
+    /// What the output must satisfy.
+    pub grammar: Option<Arc<Grammar>>,
 }
 
 /// Why a sequence ended.

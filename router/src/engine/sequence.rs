@@ -18,7 +18,7 @@ use millstream_proto::AddSequence;
 use super::blocks::BlockKey;
 use super::groups::BlockTable;
 use super::suspects::Suspicion;
-use super::{Event, FinishReason, NewSequence, SequenceId};
+use super::{Event, FinishReason, Grammar, NewSequence, SequenceId};
 
 /// A sequence that has not ended.
 pub(super) struct Sequence {
@@ -149,7 +149,12 @@ impl Sequence {
         Some((slot, std::mem::take(&mut self.tables)))
     }
 
-    /// The message that makes the worker know this sequence.
+    /// What its output must satisfy.
+    pub(super) fn grammar(&self) -> Option<&Grammar> {
+        self.request.grammar.as_deref()
+    }
+
+    /// The message that makes the worker know this sequence; its grammar goes beside it.
     pub(super) fn to_add(&self, slot: u32) -> AddSequence {
         AddSequence {
             slot,
@@ -159,7 +164,7 @@ impl Sequence {
             seed: self.request.seed,
             choice: self.request.choice,
             stop_token_ids: self.request.stop_token_ids.to_vec(),
-            grammar_digest: Vec::new(),
+            grammar_digest: self.grammar().map_or_else(Vec::new, |grammar| grammar.digest.clone()),
             adapter: String::new(),
             prompt_logprobs_from: None,
         }

@@ -41,7 +41,7 @@ pub use output::{ChoiceOutput, Piece};
 
 use crate::engine::run::EventSink;
 use crate::engine::{
-    EngineHandle, EngineState, Event, NewSequence, SamplingParams, SequenceId, SubmitError,
+    EngineHandle, EngineState, Event, Grammar, NewSequence, SamplingParams, SequenceId, SubmitError,
 };
 use crate::metrics::GenerationMetrics;
 use crate::text::{StopMatcher, TextModel};
@@ -81,6 +81,8 @@ pub struct GenerationRequest {
     pub continues_prompt: bool,
     /// Prefix hits happen only between requests of equal salt.
     pub cache_salt: Option<Arc<str>>,
+    /// What each choice must satisfy; accepted before, and encoded.
+    pub grammar: Option<Arc<Grammar>>,
     /// False: the reader wants everything at once.
     pub streamed: bool,
 }
@@ -212,6 +214,7 @@ impl Generator {
                 seed: prompt.seed,
                 choice: (i % num_choices) as u32,
                 cache_salt: request.cache_salt.clone(),
+                grammar: request.grammar.clone(),
             };
             if let Err(error) = self.engine.submit(*id, sequence) {
                 self.engine.cancel(count - i);

@@ -27,6 +27,7 @@ fn request(stop: &[&str]) -> GenerationRequest {
         include_stop: false,
         skip_special_tokens: true,
         cache_salt: None,
+        grammar: None,
         continues_prompt: false,
         streamed: true,
     }

@@ -9,6 +9,7 @@
 //! HTTP. Encoding and rendering take milliseconds for long prompts: async code goes through
 //! [`EncoderPool`].
 
+mod constraint;
 mod decode;
 mod defaults;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tracing::warn;
 
+pub use constraint::Constraint;
 pub use decode::Decoder;
 pub use defaults::GenerationDefaults;
 pub(crate) use defaults::{MAX_REPETITION_PENALTY, MAX_TEMPERATURE};

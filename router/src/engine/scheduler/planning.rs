@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use millstream_proto::{AddSequence, CONTINUE, MAX_STEPS_IN_FLIGHT, Step};
+use millstream_proto::{AddSequence, CONTINUE, Grammar, MAX_STEPS_IN_FLIGHT, Step};
 
 #[cfg(test)]
 use super::planted::PlantedBug;
@@ -265,6 +265,9 @@ impl Scheduler {
         }
         let added = sequence.to_add(slot);
         draft.add_bytes += bytes_of(&added);
+        if let Some(grammar) = sequence.grammar() {
+            draft.bring_grammar(grammar);
+        }
         draft.step.add.push(added);
     }
 
@@ -280,6 +283,14 @@ impl Scheduler {
 }
 
 impl Draft {
+    /// Sends a grammar along, once a step: what the worker still knows of it is its own matter.
+    fn bring_grammar(&mut self, grammar: &Grammar) {
+        if !self.step.grammars.iter().any(|other| other.digest == grammar.digest) {
+            self.add_bytes += grammar.source.len();
+            self.step.grammars.push(grammar.clone());
+        }
+    }
+
     /// Adds a row of `len` positions from where the sequence will be by then.
     fn push_row(&mut self, index: u32, sequence: &mut Sequence, len: usize) {
         let start = sequence.num_computed;

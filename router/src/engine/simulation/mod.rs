@@ -296,6 +296,7 @@ fn request(prompt: &[u32], max_tokens: u32) -> NewSequence {
         seed: 7,
         choice: 0,
         cache_salt: None,
+        grammar: None,
     }
 }
 

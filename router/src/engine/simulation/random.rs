@@ -247,6 +247,7 @@ impl Life {
             seed: self.rng.random_range(0..3),
             choice: self.rng.random_range(0..2),
             cache_salt: salts[self.rng.random_range(0..salts.len())].clone(),
+            grammar: None,
             ..request(&prompt, 1)
         }
     }

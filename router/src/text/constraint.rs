@@ -1,0 +1,42 @@
+//! What an answer must satisfy, in the forms in which clients say it.
+
+use millstream_proto::Grammar;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// A language that an answer must be in, from its first token to its last.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Constraint {
+    /// A JSON document that this JSON schema accepts.
+    JsonSchema(Value),
+    /// A text that this regular expression matches as a whole.
+    Regex(String),
+    /// One of these texts; at least one.
+    Choice(Vec<String>),
+    /// A text of this grammar, in llguidance's variant of Lark.
+    Lark(String),
+}
+
+impl Constraint {
+    /// As the worker reads it: under one of llguidance's tags for grammars.
+    pub fn encode(&self) -> Grammar {
+        let (kind, source) = match self {
+            Constraint::JsonSchema(schema) => ("json_schema", schema.to_string()),
+            Constraint::Regex(regex) => ("regex", regex.clone()),
+            Constraint::Choice(texts) => ("lark", choice(texts)),
+            Constraint::Lark(lark) => ("lark", lark.clone()),
+        };
+        let digest = Sha256::new().chain_update(kind).chain_update([0]).chain_update(&source);
+        Grammar {
+            digest: digest.finalize().to_vec(),
+            kind: kind.into(),
+            source: source.into_bytes(),
+        }
+    }
+}
+
+/// Each text as a string of the grammar, quoted as in JSON.
+fn choice(texts: &[String]) -> String {
+    let quoted = texts.iter().map(|text| Value::from(text.as_str()).to_string());
+    format!("start: {}", quoted.collect::<Vec<_>>().join(" | "))
+}
