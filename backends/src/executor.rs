@@ -25,7 +25,7 @@ pub struct Executor<M> {
 impl<M: Model> Executor<M> {
     /// An executor without sequences, in epoch 0, which no stream has.
     pub fn new(model: M) -> Self {
-        let slots = Slots::new(model.info());
+        let slots = Slots::new(model.info(), model.grammars().cloned());
         Executor { model, slots, epoch: 0, free_memory: FreeMemory::default() }
     }
 

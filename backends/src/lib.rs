@@ -13,6 +13,7 @@ mod engine;
 mod error;
 pub mod executor;
 pub mod gguf;
+pub mod grammar;
 pub mod mock;
 pub mod model;
 pub mod progress;

@@ -6,6 +6,7 @@ use millstream_proto::WorkerInfo;
 use millstream_proto::row_error::Kind;
 
 use crate::batch::Batch;
+use crate::grammar::Grammars;
 
 /// A model on its device, with its paged cache.
 ///
@@ -21,6 +22,11 @@ pub trait Model: Send {
 
     /// Computes the batch. One result per row, in order: `None` for a row that does not sample.
     fn forward(&mut self, batch: &Batch<'_>) -> Vec<Result<Option<SampledToken>, RowFailure>>;
+
+    /// What constrains its sequences; `None` if it cannot be constrained.
+    fn grammars(&self) -> Option<&Grammars> {
+        None
+    }
 
     /// How much of the last `forward` was sampling, for the metrics.
     fn sample_time(&self) -> Duration {
@@ -39,6 +45,10 @@ impl<M: Model + ?Sized> Model for Box<M> {
 
     fn forward(&mut self, batch: &Batch<'_>) -> Vec<Result<Option<SampledToken>, RowFailure>> {
         (**self).forward(batch)
+    }
+
+    fn grammars(&self) -> Option<&Grammars> {
+        (**self).grammars()
     }
 
     fn sample_time(&self) -> Duration {
@@ -78,6 +88,11 @@ impl RowFailure {
     /// The logits are not numbers that can be sampled from.
     pub fn numeric(message: impl Into<String>) -> Self {
         RowFailure { kind: Kind::Numeric, message: message.into() }
+    }
+
+    /// The grammar cannot be used, or nothing satisfies it.
+    pub fn grammar(message: impl Into<String>) -> Self {
+        RowFailure { kind: Kind::Grammar, message: message.into() }
     }
 
     /// The step contradicts what the worker knows.

@@ -14,10 +14,11 @@
 //!
 //! This module knows tokens, slots and block ids. It does not know the model or the device.
 
-use millstream_proto::{AddSequence, CONTINUE, CacheGroup, NO_BLOCK, Step, WorkerInfo};
+use millstream_proto::{AddSequence, CONTINUE, CacheGroup, Grammar, NO_BLOCK, Step, WorkerInfo};
 use tracing::warn;
 
 use crate::batch::{Batch, BatchRow};
+use crate::grammar::{Constrained, Grammars};
 use crate::model::RowFailure;
 use crate::sampling::{SamplingParams, TokenCounts};
 
@@ -43,6 +44,8 @@ pub struct Sequence {
     pub choice: u32,
     /// Sampling one of these ends the sequence.
     pub stop_token_ids: Vec<u32>,
+    /// What its output must satisfy.
+    pub grammar: Option<Constrained>,
     /// A stop token was sampled: nothing more is computed.
     pub ended: bool,
 }
@@ -71,6 +74,7 @@ pub enum RowPlan {
 #[derive(Debug)]
 pub struct Slots {
     limits: Limits,
+    grammars: Option<Grammars>,
     entries: Vec<Option<Entry>>,
     num_steps: u64,
 }
@@ -127,8 +131,9 @@ struct WireRow {
 }
 
 impl Slots {
-    /// As many empty slots as the worker offers.
-    pub fn new(info: &WorkerInfo) -> Self {
+    /// As many empty slots as the worker offers. Sequences are constrained by `grammars`, or not at
+    /// all.
+    pub fn new(info: &WorkerInfo, grammars: Option<Grammars>) -> Self {
         let limits = Limits {
             max_model_len: info.max_model_len as usize,
             max_batch_tokens: info.max_batch_tokens as usize,
@@ -137,7 +142,7 @@ impl Slots {
             groups: info.cache_groups.iter().map(group_limits).collect(),
         };
         let entries = (0..info.max_slots).map(|_| None).collect();
-        Slots { limits, entries, num_steps: 0 }
+        Slots { limits, grammars, entries, num_steps: 0 }
     }
 
     /// Empties all slots.
@@ -157,7 +162,7 @@ impl Slots {
             self.release(*slot);
         }
         for add in step.add {
-            self.add(add);
+            self.add(add, &step.grammars);
         }
         let num_rows = step.row_slot.len();
         let columns = [step.row_start.len(), step.row_len.len(), step.row_sample.len()];
@@ -202,12 +207,14 @@ impl Slots {
             Err(failure) => entry.fail(failure.clone()),
             Ok(None) => sequence.num_computed = end,
             Ok(Some(token)) => {
-                let num_outputs = end - sequence.prompt_len;
                 sequence.num_computed = end;
                 sequence.tokens.push(token);
                 sequence.counts.push(&sequence.sampling.penalties, token);
-                sequence.ended = num_outputs >= sequence.sampling.min_tokens
-                    && sequence.stop_token_ids.contains(&token);
+                // The sampler bans stop tokens where the text may not end.
+                sequence.ended = sequence.stop_token_ids.contains(&token);
+                if let Some(grammar) = sequence.grammar.as_ref().filter(|_| !sequence.ended) {
+                    grammar.advance(token);
+                }
             }
         }
     }
@@ -219,7 +226,8 @@ impl Slots {
         }
     }
 
-    fn add(&mut self, add: AddSequence) {
+    /// Adds a sequence; its grammar is among those that the step `brought`.
+    fn add(&mut self, add: AddSequence, brought: &[Grammar]) {
         let Some(entry) = self.entries.get_mut(add.slot as usize) else {
             return warn!(slot = add.slot, "add to a slot beyond max_slots");
         };
@@ -227,9 +235,13 @@ impl Slots {
             let rule = format!("slot {} was added to while occupied", add.slot);
             return occupant.fail(RowFailure::protocol(rule));
         }
-        let checked = self.limits.check_add(&add);
+        let checked = self.limits.check_add(&add).and_then(|sampling| {
+            let grammar = constrain(self.grammars.as_ref(), &add, brought)?;
+            Ok((sampling, grammar))
+        });
         let failure = checked.as_ref().err().cloned();
-        let (sampling, prompt_len) = (checked.unwrap_or_default(), add.prompt_len as usize);
+        let ((sampling, grammar), prompt_len) =
+            (checked.unwrap_or_default(), add.prompt_len as usize);
         let sequence = Sequence {
             prompt_len,
             counts: TokenCounts::of(&sampling.penalties, prompt_len, &add.tokens),
@@ -240,6 +252,7 @@ impl Slots {
             seed: add.seed,
             choice: add.choice,
             stop_token_ids: add.stop_token_ids,
+            grammar,
             ended: false,
         };
         let first_blocks = vec![0; self.limits.groups.len()];
@@ -328,7 +341,6 @@ impl Limits {
         }
         // Ignoring any of these would change the text, or withhold what was asked for.
         let unsupported = [
-            ("grammars", !add.grammar_digest.is_empty()),
             ("adapters", !add.adapter.is_empty()),
             ("prompt log-probabilities", add.prompt_logprobs_from.is_some()),
         ];
@@ -403,6 +415,25 @@ impl Limits {
         }
         Ok(())
     }
+}
+
+/// What constrains an added sequence, if anything does.
+fn constrain(
+    grammars: Option<&Grammars>,
+    add: &AddSequence,
+    brought: &[Grammar],
+) -> Result<Option<Constrained>, RowFailure> {
+    if add.grammar_digest.is_empty() {
+        return Ok(None);
+    }
+    let Some(grammars) = grammars else {
+        return Err(RowFailure::grammar("this model has no tokenizer to constrain its texts with"));
+    };
+    let Some(grammar) = brought.iter().find(|grammar| grammar.digest == add.grammar_digest) else {
+        return Err(RowFailure::protocol("a grammar was named and not sent"));
+    };
+    let output = add.tokens[add.prompt_len as usize..].to_vec();
+    Ok(Some(grammars.begin(grammar.clone(), output)))
 }
 
 fn group_limits(group: &CacheGroup) -> GroupLimits {

@@ -14,6 +14,7 @@ use super::vocabulary::Vocabulary;
 use super::weights::{Loaded, Weights};
 use super::workspace::Workspace;
 use super::{LoadOptions, Quantization, device_error, families, timing};
+use crate::grammar::Grammars;
 use crate::{
     Batch, BatchRow, LoadError, Model, ModelSource, Progress, RowFailure, SampledToken, Sampler,
 };
@@ -35,6 +36,8 @@ pub struct CandleModel {
     space: RefCell<Workspace>,
     /// One for each thread that computes, and the threads take turns.
     samplers: Vec<Mutex<Sampler>>,
+    /// `None` for a checkpoint without a tokenizer.
+    grammars: Option<Grammars>,
     sample_time: Duration,
     clock: Clock,
 }
@@ -53,6 +56,7 @@ impl CandleModel {
         let max_model_len = cache::max_model_len(&spec, options)?;
         spec.settle(max_model_len);
         let Vocabulary { size: vocab_size, eos_token_ids } = Vocabulary::read(source, &spec)?;
+        let grammars = read_grammars(source, vocab_size)?;
         startup.end(Stage::Configuration);
 
         let stated_dtype = families::stated_dtype(&config)?;
@@ -84,6 +88,7 @@ impl CandleModel {
             world: 1,
             dtype: precision,
             num_parameters: loaded.num_parameters,
+            no_grammars: grammars.as_ref().map_or_else(no_tokenizer, Grammars::problem),
         };
         let sampler = |_| Mutex::new(Sampler::new(vocab_size));
         let mut model = Self {
@@ -93,6 +98,7 @@ impl CandleModel {
             plan,
             space: RefCell::default(),
             samplers: (0..threads::count()).map(sampler).collect(),
+            grammars,
             sample_time: Duration::ZERO,
             clock: Clock::default(),
         };
@@ -197,6 +203,10 @@ impl Model for CandleModel {
         one_per_row.collect()
     }
 
+    fn grammars(&self) -> Option<&Grammars> {
+        self.grammars.as_ref()
+    }
+
     fn sample_time(&self) -> Duration {
         self.sample_time
     }
@@ -209,6 +219,18 @@ fn read_config(source: &ModelSource) -> Result<Vec<u8>, LoadError> {
         Ok(None) => Err(LoadError::Missing { file: file.into(), model: source.name() }),
         Err(error) => Err(LoadError::Read { file: file.into(), source: error }),
     }
+}
+
+fn no_tokenizer() -> String {
+    "the model has no tokenizer.json".to_owned()
+}
+
+/// Begins to read the vocabulary for grammars, which ends while the weights are read.
+fn read_grammars(source: &ModelSource, vocab_size: usize) -> Result<Option<Grammars>, LoadError> {
+    let file = "tokenizer.json";
+    let read = |source| LoadError::Read { file: file.into(), source };
+    let Some(tokenizer) = source.read(file).map_err(read)? else { return Ok(None) };
+    Grammars::new(tokenizer, vocab_size).map(Some).map_err(read)
 }
 
 /// Digest of what decides a text. How a checkpoint is cut into files does not.

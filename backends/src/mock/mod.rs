@@ -302,6 +302,7 @@ fn info(config: &MockConfig) -> WorkerInfo {
         world: 1,
         dtype: "mock".to_owned(),
         num_parameters: 0,
+        no_grammars: "the mock samples what it likes".into(),
     }
 }
 

@@ -5,14 +5,15 @@
 //! 2. `bias` is added;
 //! 3. before `min_tokens` output tokens, the stop tokens are banned;
 //! 4. the penalties: repetition, then frequency and presence (see `penalties.rs`);
-//! 5. temperature 0 takes the likeliest token, the smallest id among equals; otherwise the logits
+//! 5. the tokens that the sequence's grammar does not allow are banned (see below);
+//! 6. temperature 0 takes the likeliest token, the smallest id among equals; otherwise the logits
 //!    are divided by the temperature, and of the tokens that are left
-//! 6. `top_k` keeps the k likeliest: exactly k, the smaller ids among equals (Transformers and vLLM
+//! 7. `top_k` keeps the k likeliest: exactly k, the smaller ids among equals (Transformers and vLLM
 //!    keep all that equal the k-th);
-//! 7. `top_p` keeps the smallest set of likeliest tokens whose mass is at least p of what `top_k`
+//! 8. `top_p` keeps the smallest set of likeliest tokens whose mass is at least p of what `top_k`
 //!    left, at least one token;
-//! 8. `min_p` keeps those at least min_p times as likely as the likeliest;
-//! 9. `typical_p` keeps the smallest set of most typical tokens whose mass is at least p of what
+//! 9. `min_p` keeps those at least min_p times as likely as the likeliest;
+//! 10. `typical_p` keeps the smallest set of most typical tokens whose mass is at least p of what
 //!    the others left, at least one token (see `typical.rs`).
 //!
 //! The order is that of Transformers' generation (`_get_logits_processor` in generation/utils.py:
@@ -20,6 +21,9 @@
 //! it has these, of vLLM (v1/sample/sampler.py: bias and min_tokens, then the penalties, then the
 //! temperature), whose `min_p` comes before `top_k`: that differs only in the mass that `top_p` is
 //! a share of. TGI, which has no bias and no min-p, has the same order.
+//!
+//! A grammar allows the stop tokens where the text is complete. Where nothing else may follow, they
+//! are not banned by `min_tokens`: an answer that is whole ends.
 //!
 //! The draw is the inverse of the cumulative distribution over the tokens kept, *in the order of
 //! their ids*, at 64 random bits that are a function of (seed, choice, position). The order of ids
@@ -39,6 +43,7 @@ mod weights;
 pub use params::SamplingParams;
 pub use penalties::{Penalties, TokenCounts};
 
+use crate::grammar::Mask;
 use crate::model::{RowFailure, SampledLogprobs, SampledToken};
 use crate::slots::Sequence;
 use typical::Typicality;
@@ -50,6 +55,8 @@ pub struct Sampler {
     vocab_size: usize,
     /// What the logits were before bias, bans and penalties, in the order of the changes.
     changed: Vec<(u32, f32)>,
+    /// What they were before the grammar's bans, where log-probabilities are asked for.
+    unmasked: Vec<f32>,
     /// Rank keys of the most likely tokens.
     top: Vec<u64>,
     /// (rank key, weight) of the tokens among which `top_p` or `typical_p` cuts.
@@ -65,6 +72,7 @@ impl Sampler {
         Sampler {
             vocab_size,
             changed: Vec::new(),
+            unmasked: Vec::new(),
             top: Vec::new(),
             candidates: Vec::new(),
             weights: Vec::new(),
@@ -91,7 +99,10 @@ impl Sampler {
         for (token, bias) in &params.bias {
             self.change(logits, *token, |logit| (logit + bias).min(f32::MAX));
         }
-        if position.saturating_sub(sequence.prompt_len) < params.min_tokens {
+        let grammar = sequence.grammar.as_ref();
+        let must_end = grammar.map(|grammar| grammar.with_mask(Mask::must_end)).transpose()?;
+        let is_early = position.saturating_sub(sequence.prompt_len) < params.min_tokens;
+        if is_early && must_end != Some(true) {
             for stop in &sequence.stop_token_ids {
                 self.change(logits, *stop, |_| f32::NEG_INFINITY);
             }
@@ -104,10 +115,20 @@ impl Sampler {
         for (token, num_outputs) in sequence.counts.iter() {
             self.change(logits, token, |logit| params.penalties.apply(logit, num_outputs));
         }
+        self.unmasked.clear();
+        if let Some(grammar) = grammar {
+            if params.logprobs.is_some() {
+                self.unmasked.extend_from_slice(logits);
+            }
+            grammar.with_mask(|mask| mask.apply(logits, &sequence.stop_token_ids))?;
+        }
         let max = largest(logits);
         if max == f32::NEG_INFINITY {
             self.changed.clear();
-            return Err(RowFailure::numeric("no token can be sampled: every logit is -inf"));
+            return Err(match grammar {
+                Some(_) => RowFailure::grammar("no token may follow, and none may end the text"),
+                None => RowFailure::numeric("no token can be sampled: every logit is -inf"),
+            });
         }
         let token = if params.temperature == 0.0 {
             logits.iter().position(|logit| *logit == max).expect("one is the largest") as u32
@@ -115,6 +136,9 @@ impl Sampler {
             self.filter(logits, max, params);
             self.draw(philox::draw(sequence.seed, sequence.choice, position as u64))
         };
+        if !self.unmasked.is_empty() {
+            logits.copy_from_slice(&self.unmasked);
+        }
         for (token, logit) in self.changed.drain(..).rev() {
             logits[token as usize] = logit;
         }

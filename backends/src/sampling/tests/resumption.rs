@@ -10,7 +10,7 @@ const VOCAB_SIZE: u32 = 24;
 const PROMPT: [u32; 6] = [3, 1, 4, 1, 5, 9];
 
 fn slots() -> Slots {
-    Slots::new(&WorkerInfo {
+    let info = WorkerInfo {
         max_model_len: 256,
         vocab_size: VOCAB_SIZE,
         block_size: 256,
@@ -18,7 +18,8 @@ fn slots() -> Slots {
         max_batch_tokens: 256,
         cache_groups: vec![CacheGroup { num_blocks: 1, ..CacheGroup::default() }],
         ..WorkerInfo::default()
-    })
+    };
+    Slots::new(&info, None)
 }
 
 /// Logits that follow from the token before alone, so that only sampling can tell histories apart.
