@@ -11,7 +11,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use millstream_proto::WorkerInfo;
+use millstream_proto::{Grammar, WorkerInfo};
 use tracing::error;
 use uuid::Uuid;
 
@@ -19,6 +19,7 @@ use super::App;
 use super::chat::ChatRequest;
 use super::chunks::{ChunkWriter, Envelope, Shape, Usage, WholeChoice, finish_reason};
 use super::completions::{CompletionRequest, EncodedPrompt};
+use super::constraints::Asked;
 use super::drain::InFlight;
 use super::error::{ApiError, Overloaded};
 use super::fields::quoted;
@@ -158,6 +159,10 @@ impl App {
         let num_choices = options.num_choices as usize;
         let logprobs = options.sampling.logprobs.then_some(options.sampling.top_logprobs > 0);
         let stop_token_ids = self.stop_token_ids(&info, &options);
+        let grammar = match options.constraint {
+            Some(asked) => Some(self.accept(asked, &info, &stop_token_ids).await?),
+            None => None,
+        };
         let request = GenerationRequest {
             prompts: fitting,
             num_choices: options.num_choices,
@@ -168,7 +173,7 @@ impl App {
             skip_special_tokens: options.skip_special_tokens,
             continues_prompt: shape == Shape::Completion,
             cache_salt: options.cache_salt,
-            grammar: options.constraint.as_ref().map(|constraint| Arc::new(constraint.encode())),
+            grammar,
             streamed: stream,
         };
         let generation = self.generator.submit(places, &request)?;
@@ -189,6 +194,25 @@ impl App {
         let response = whole(generation, plan).await;
         drop(in_flight);
         response
+    }
+
+    /// The grammar of a constraint that can be followed.
+    async fn accept(
+        &self,
+        Asked { field, constraint }: Asked,
+        info: &WorkerInfo,
+        stop_token_ids: &[u32],
+    ) -> Result<Arc<Grammar>, ApiError> {
+        if !info.no_grammars.is_empty() {
+            let rule = format!("cannot be followed: {}", info.no_grammars);
+            return Err(ApiError::field(field, rule));
+        }
+        if stop_token_ids.is_empty() {
+            let rule = "cannot be followed: this model has no token that ends a text";
+            return Err(ApiError::field(field, rule));
+        }
+        let accepted = self.encode(move |text| text.accept(&constraint)).await?;
+        accepted.map(Arc::new).map_err(|reason| ApiError::field(field, reason))
     }
 
     /// The tokens that may be generated after a prompt.

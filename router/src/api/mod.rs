@@ -11,6 +11,7 @@ mod chat;
 mod chunks;
 mod completions;
 pub(crate) mod config;
+mod constraints;
 pub(crate) mod cors;
 pub(crate) mod drain;
 pub(crate) mod error;

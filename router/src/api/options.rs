@@ -19,11 +19,12 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::config::RequestLimits;
+use super::constraints::{Asked, read_constraint};
 use super::error::ApiError;
 use super::fields::{Fields, must_be, quoted, shown};
 use super::sampling::read_sampling;
 use crate::engine::SamplingParams;
-use crate::text::{Constraint, GenerationDefaults};
+use crate::text::GenerationDefaults;
 
 /// Bytes of one stop string: as much text may be held back.
 const MAX_STOP_BYTES: usize = 1024;
@@ -57,7 +58,7 @@ pub(crate) struct Options {
     pub(crate) skip_special_tokens: bool,
     pub(crate) cache_salt: Option<Arc<str>>,
     /// What the answer must satisfy.
-    pub(crate) constraint: Option<Constraint>,
+    pub(crate) constraint: Option<Asked>,
 }
 
 /// A limit of tokens and the field that it came from.
@@ -95,8 +96,12 @@ impl Options {
             ignore_eos: fields.flag("ignore_eos", false)?,
             skip_special_tokens: fields.flag("skip_special_tokens", true)?,
             cache_salt: read_salt(fields)?,
-            constraint: None,
+            constraint: read_constraint(fields)?,
         };
+        if options.constraint.is_some() && options.ignore_eos {
+            let rule = "(true) cannot be used together with a constraint, which says where to end";
+            return Err(ApiError::field("ignore_eos", rule));
+        }
         if let Some(MaxTokens { field, count }) = options.max_tokens
             && options.sampling.min_tokens > count
         {
@@ -195,12 +200,6 @@ type IsNeutral = fn(&Value) -> bool;
 const UNSUPPORTED: &[(&str, IsNeutral)] = &[
     ("functions", is_empty),
     ("function_call", |value| *value == "none" || *value == "auto"),
-    ("response_format", |value| *value == json!({"type": "text"})),
-    ("structured_outputs", never),
-    ("guided_json", never),
-    ("guided_regex", never),
-    ("guided_choice", never),
-    ("guided_grammar", never),
     ("grammar", never),
     ("length_penalty", |value| is_number(value, 1.0)),
     ("no_repeat_ngram_size", |value| is_number(value, 0.0)),

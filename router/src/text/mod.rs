@@ -24,6 +24,7 @@ mod tokenizer;
 use std::io;
 use std::sync::Arc;
 
+use millstream_proto::Grammar;
 use serde_json::{Map, Value};
 use tracing::warn;
 
@@ -35,6 +36,7 @@ pub use pool::{EncoderPool, PoolError};
 pub use stop::StopMatcher;
 pub use template::{ChatPrompt, TemplateError};
 
+use constraint::Checker;
 use defaults::Ignored;
 use template::{ChatTemplates, Globals, JsonFile};
 use tokenizer::TextTokenizer;
@@ -49,6 +51,7 @@ pub struct TextModel {
     defaults: GenerationDefaults,
     /// The id that begins a text, where the checkpoint names one.
     bos_token_id: Option<u32>,
+    constraints: Checker,
 }
 
 /// What an operator says in place of a checkpoint's own files.
@@ -143,7 +146,9 @@ impl TextModel {
         ];
         let globals = Globals { special_tokens, kwargs: overrides.chat_template_kwargs };
         let templates = ChatTemplates::load(read, given, own, globals)?;
-        Ok(TextModel { tokenizer: Arc::new(tokenizer), templates, defaults, bos_token_id })
+        let constraints = Checker::new(tokenizer.special_tokens());
+        let tokenizer = Arc::new(tokenizer);
+        Ok(TextModel { tokenizer, templates, defaults, bos_token_id, constraints })
     }
 
     /// For dummy weights without a tokenizer: an id below 256 is that byte, any other id reads
@@ -154,6 +159,7 @@ impl TextModel {
             templates: None,
             defaults: GenerationDefaults::default(),
             bos_token_id: None,
+            constraints: Checker::new(Vec::new()),
         }
     }
 
@@ -204,6 +210,12 @@ impl TextModel {
     pub fn token_text(&self, id: u32) -> (String, Vec<u8>) {
         let bytes = self.tokenizer.token_bytes(id);
         (String::from_utf8_lossy(&bytes).into_owned(), bytes)
+    }
+
+    /// The grammar that makes a worker follow `constraint`, or why none can: words that continue a
+    /// sentence about the field that asked for it. Takes milliseconds for what is new.
+    pub fn accept(&self, constraint: &Constraint) -> Result<Grammar, String> {
+        self.constraints.accept(constraint)
     }
 
     /// The same without the sampling that the checkpoint recommends. What ends a text stays.

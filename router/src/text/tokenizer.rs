@@ -107,6 +107,14 @@ impl TextTokenizer {
         self.tokenizer.as_ref()?.token_to_id(token)
     }
 
+    /// The contents of the tokens that stand for no text.
+    pub(super) fn special_tokens(&self) -> Vec<String> {
+        let added =
+            self.tokenizer.iter().flat_map(|tokenizer| tokenizer.get_added_tokens_decoder());
+        let special = added.filter(|(_, token)| token.special);
+        special.map(|(_, token)| token.content).collect()
+    }
+
     /// What the tokenizers crate makes of `ids`; empty where it fails, which it does for no
     /// decoder that we know.
     pub(super) fn decode(&self, ids: &[u32]) -> String {

@@ -1,6 +1,7 @@
 //! The API over a real socket, on a scripted engine.
 
 mod answers;
+mod constraints;
 mod cors;
 mod server;
 mod streams;

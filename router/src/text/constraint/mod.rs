@@ -1,8 +1,21 @@
 //! What an answer must satisfy, in the forms in which clients say it.
 
+mod check;
+#[cfg(test)]
+mod tests;
+
 use millstream_proto::Grammar;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+
+pub(super) use check::Checker;
+
+/// What white space may stand between the parts of a JSON document: a space, or new lines with an
+/// indentation. Without a bound, a model that has begun to indent may never stop.
+const WHITE_SPACE: &str = r"( |\n{1,2}[ \t]{0,20})";
+
+/// Where a schema says how its documents are written: llguidance's own key.
+const WRITING: &str = "x-guidance";
 
 /// A language that an answer must be in, from its first token to its last.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,18 +34,27 @@ impl Constraint {
     /// As the worker reads it: under one of llguidance's tags for grammars.
     pub fn encode(&self) -> Grammar {
         let (kind, source) = match self {
-            Constraint::JsonSchema(schema) => ("json_schema", schema.to_string()),
+            Constraint::JsonSchema(schema) => ("json_schema", written(schema).to_string()),
             Constraint::Regex(regex) => ("regex", regex.clone()),
             Constraint::Choice(texts) => ("lark", choice(texts)),
             Constraint::Lark(lark) => ("lark", lark.clone()),
         };
         let digest = Sha256::new().chain_update(kind).chain_update([0]).chain_update(&source);
-        Grammar {
-            digest: digest.finalize().to_vec(),
-            kind: kind.into(),
-            source: source.into_bytes(),
-        }
+        let (digest, source) = (digest.finalize().to_vec(), source.into_bytes());
+        Grammar { digest, kind: kind.into(), source }
     }
+}
+
+/// A schema that says how its documents are written.
+fn written(schema: &Value) -> Value {
+    let mut schema = match schema {
+        Value::Bool(true) => json!({}),
+        schema => schema.clone(),
+    };
+    if let Value::Object(keys) = &mut schema {
+        keys.entry(WRITING).or_insert_with(|| json!({"whitespace_pattern": WHITE_SPACE}));
+    }
+    schema
 }
 
 /// Each text as a string of the grammar, quoted as in JSON.
