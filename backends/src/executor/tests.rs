@@ -157,19 +157,26 @@ fn a_new_epoch_remembers_no_sequence() {
 
 #[test]
 fn a_stop_token_ends_the_sequence_and_later_rows_return_nothing() {
-    // The second token of this text is a stop token; before `min_tokens` it ends nothing.
     let stop = text(3, 2)[1];
-    for (min_tokens, counts) in [(0, [1, 1, 0]), (1, [1, 1, 0]), (2, [1, 1, 1])] {
-        let mut executor = executor();
-        let first = plan().add(0, prompt(3)).blocks(0, &[0, 1]).row(0, 0, 3, 1).with(|step| {
-            step.add[0].stop_token_ids = vec![499, stop];
-            step.add[0].sampling = Some(Sampling { min_tokens, top_p: 1.0, ..Default::default() });
-        });
-        let steps = [first, plan().row(0, CONTINUE, 1, 1), plan().row(0, CONTINUE, 1, 1)];
-        let outputs = steps.map(|step| step.run(&mut executor));
-        assert_eq!(outputs.each_ref().map(|output| output.row_count[0]), counts);
-        assert!(outputs.iter().all(|output| output.row_error.is_empty()));
-    }
+    let mut executor = executor();
+    let first = plan().add(0, prompt(3)).blocks(0, &[0, 1]).row(0, 0, 3, 1).with(|step| {
+        step.add[0].stop_token_ids = vec![499, stop];
+    });
+    let steps = [first, plan().row(0, CONTINUE, 1, 1), plan().row(0, CONTINUE, 1, 1)];
+    let outputs = steps.map(|step| step.run(&mut executor));
+    assert_eq!(outputs.each_ref().map(|output| output.row_count[0]), [1, 1, 0]);
+    assert!(outputs.iter().all(|output| output.row_error.is_empty()));
+}
+
+#[test]
+fn a_grammar_that_cannot_be_followed_fails_its_sequence_alone() {
+    let mut executor = executor();
+    let step = plan().add(0, prompt(3)).blocks(0, &[0]).row(0, 0, 3, 1);
+    let step = step.add(1, prompt(3)).blocks(1, &[1]).row(1, 0, 3, 1);
+    let output = step.with(|step| step.add[0].grammar_digest = vec![1]).run(&mut executor);
+    assert_eq!(output.row_count, [0, 1]);
+    assert_eq!((output.row_error[0].row, output.row_error[0].kind()), (0, Kind::Grammar));
+    assert_eq!(output.row_error.len(), 1);
 }
 
 #[test]
@@ -215,10 +222,6 @@ fn a_row_that_contradicts_what_is_known_fails_alone() {
         (
             "exceeds max_batch_tokens by 4",
             plan().add(0, prompt(20)).blocks(0, &[0, 1, 2, 3, 4]).row(0, 0, 17, 0),
-        ),
-        (
-            "grammars are not",
-            added().row(0, 0, 6, 1).with(|step| step.add[0].grammar_digest = vec![1]),
         ),
         ("adapters are not", added().row(0, 0, 6, 1).with(|step| step.add[0].adapter = "a".into())),
         (

@@ -14,7 +14,7 @@
 //!    left, at least one token;
 //! 9. `min_p` keeps those at least min_p times as likely as the likeliest;
 //! 10. `typical_p` keeps the smallest set of most typical tokens whose mass is at least p of what
-//!    the others left, at least one token (see `typical.rs`).
+//!     the others left, at least one token (see `typical.rs`).
 //!
 //! The order is that of Transformers' generation (`_get_logits_processor` in generation/utils.py:
 //! sequence bias, repetition penalty, temperature, top-k, top-p, min-p, typical-p) and, as far as

@@ -60,10 +60,10 @@ fn read_response_format(fields: &mut Fields) -> Result<Option<Asked>, ApiError> 
                 other => return Err(must_be(name, "an object", &other.unwrap_or_default())),
             };
             let schema = inner.swap_remove("schema").unwrap_or_default();
-            schema_of(&format!("{name}.schema"), schema, Writing::new())?
+            schema_of(&format!("{name}.schema"), schema, &Writing::new())?
         }
         "json" | "json_object" | "json_schema" => {
-            schema_of("response_format.value", value.unwrap_or_default(), Writing::new())?
+            schema_of("response_format.value", value.unwrap_or_default(), &Writing::new())?
         }
         "regex" => regex("response_format.value", value.unwrap_or_default())?,
         _ => {
@@ -106,7 +106,7 @@ fn read_structured_outputs(fields: &mut Fields) -> Result<Option<Asked>, ApiErro
         let rule = "must have one of json, json_object, regex, choice or grammar";
         return Err(ApiError::field(FIELD, rule));
     };
-    let constraint = constraint(&format!("{FIELD}.{kind}"), &kind, value, writing)?;
+    let constraint = constraint(&format!("{FIELD}.{kind}"), &kind, value, &writing)?;
     Ok(constraint.map(|constraint| Asked { field: FIELD, constraint }))
 }
 
@@ -127,7 +127,7 @@ fn read_guided(fields: &mut Fields) -> Result<Option<Asked>, ApiError> {
     let mut found: Option<Asked> = None;
     for (field, kind) in GUIDED {
         let Some(value) = fields.value(field) else { continue };
-        let Some(constraint) = constraint(field, kind, value, writing.clone())? else { continue };
+        let Some(constraint) = constraint(field, kind, value, &writing)? else { continue };
         if let Some(other) = &found {
             return Err(together(field, other.field));
         }
@@ -141,17 +141,17 @@ fn constraint(
     name: &str,
     kind: &str,
     value: Value,
-    writing: Writing,
+    writing: &Writing,
 ) -> Result<Option<Constraint>, ApiError> {
     Ok(Some(match kind {
         "json" => schema_of(name, value, writing)?,
         "json_object" => match value {
-            Value::Bool(true) => any_object(&writing),
+            Value::Bool(true) => any_object(writing),
             Value::Bool(false) => return Ok(None),
             other => return Err(must_be(name, "true or false", &other)),
         },
         "regex" => regex(name, value)?,
-        "choice" => choice(name, value)?,
+        "choice" => choice(name, &value)?,
         _ => match value {
             Value::String(lark) => Constraint::Lark(lark),
             other => return Err(must_be(name, "a string", &other)),
@@ -165,7 +165,7 @@ fn any_object(writing: &Writing) -> Constraint {
     Constraint::JsonSchema(schema)
 }
 
-fn schema_of(name: &str, value: Value, writing: Writing) -> Result<Constraint, ApiError> {
+fn schema_of(name: &str, value: Value, writing: &Writing) -> Result<Constraint, ApiError> {
     let what = "a JSON schema: an object, true, or a string that holds it";
     let mut schema = match value {
         Value::String(text) => {
@@ -179,7 +179,7 @@ fn schema_of(name: &str, value: Value, writing: Writing) -> Result<Constraint, A
     if !schema.is_object() {
         return Err(must_be(name, what, &schema));
     }
-    write_as(&mut schema, &writing);
+    write_as(&mut schema, writing);
     Ok(Constraint::JsonSchema(schema))
 }
 
@@ -196,10 +196,10 @@ fn regex(name: &str, value: Value) -> Result<Constraint, ApiError> {
     }
 }
 
-fn choice(name: &str, value: Value) -> Result<Constraint, ApiError> {
-    let texts = match &value {
+fn choice(name: &str, value: &Value) -> Result<Constraint, ApiError> {
+    let texts = match value {
         Value::Array(texts) if (1..=MAX_CHOICES).contains(&texts.len()) => texts,
-        _ => return Err(must_be(name, &format!("a list of 1 to {MAX_CHOICES} strings"), &value)),
+        _ => return Err(must_be(name, &format!("a list of 1 to {MAX_CHOICES} strings"), value)),
     };
     let text = |(i, text): (usize, &Value)| match text {
         Value::String(text) if !text.is_empty() => Ok(text.clone()),
