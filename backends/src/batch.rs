@@ -4,6 +4,8 @@
 //! keys and values go where [`Batch::slot_mapping`] says, and are read back, together with those
 //! of earlier steps, through [`Batch::block_tables`].
 
+use std::ops::Range;
+
 use crate::slots::Sequence;
 
 /// What one forward pass computes.
@@ -40,6 +42,14 @@ impl BatchRow<'_> {
     /// The position after the row's last, which is the position of a token sampled from it.
     pub fn end(&self) -> usize {
         self.start + self.len
+    }
+
+    /// The positions of the prompt's tokens whose log-probabilities this row reports; each is
+    /// predicted by the position before it.
+    pub fn reported(&self) -> Range<usize> {
+        let Some(from) = self.sequence.prompt_logprobs_from else { return 0..0 };
+        let end = (self.end() + 1).min(self.sequence.prompt_len);
+        from.max(self.start + 1).min(end)..end
     }
 }
 
@@ -86,6 +96,25 @@ impl<'a> Batch<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chunks_report_each_token_of_the_prompt_once() {
+        let sequence = |prompt_logprobs_from| Sequence {
+            prompt_len: 5,
+            tokens: vec![0; 7],
+            prompt_logprobs_from,
+            ..Sequence::default()
+        };
+        let reported = |from, start, len| {
+            let sequence = &sequence(from);
+            BatchRow { slot: 0, sequence, start, len, sample: false }.reported()
+        };
+        assert_eq!([reported(Some(1), 0, 2), reported(Some(1), 2, 1)], [1..3, 3..4]);
+        assert_eq!([reported(Some(1), 3, 2), reported(Some(1), 3, 4)], [4..5, 4..5]);
+        assert_eq!(reported(Some(3), 0, 7), 3..5);
+        let none = [reported(Some(4), 0, 2), reported(Some(1), 5, 2), reported(None, 0, 7)];
+        assert!(none.iter().all(Range::is_empty), "{none:?}");
+    }
 
     #[test]
     fn rows_of_different_lengths_lie_one_after_the_other() {

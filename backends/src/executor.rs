@@ -60,6 +60,12 @@ impl<M: Model> Executor<M> {
         };
         assert_eq!(results.len(), batch.rows.len(), "a model returns one result per row");
         let forward = forward_begun.elapsed();
+        let row_of: Vec<u32> =
+            (0..).zip(&plans).filter(|(_, plan)| plan.runs()).map(|(row, _)| row).collect();
+        for (row, logprobs) in self.model.take_prompt_logprobs() {
+            let packed = output.prompt_logprobs.get_or_insert_default();
+            pack(packed, row_of[row as usize], &logprobs);
+        }
         let mut results = results.drain(..);
         for (row, plan) in plans.into_iter().enumerate() {
             let result = match plan {
@@ -101,15 +107,19 @@ fn report(output: &mut StepOutput, row: u32, result: Result<Option<SampledToken>
     };
     output.row_count.push(u32::from(sampled.is_some()));
     let Some(SampledToken { token, logprobs }) = sampled else { return };
-    if let Some(SampledLogprobs { logprob, top }) = logprobs {
-        let packed = output.logprobs.get_or_insert_with(Logprobs::default);
-        packed.index.push(output.tokens.len() as u32);
-        packed.logprob.push(logprob);
-        packed.top_count.push(top.len() as u32);
-        packed.top_token.extend(top.iter().map(|(token, _)| *token));
-        packed.top_logprob.extend(top.iter().map(|(_, logprob)| *logprob));
+    if let Some(logprobs) = logprobs {
+        pack(output.logprobs.get_or_insert_default(), output.tokens.len() as u32, &logprobs);
     }
     output.tokens.push(token);
+}
+
+/// Appends the log-probabilities of one position.
+fn pack(packed: &mut Logprobs, index: u32, SampledLogprobs { logprob, top }: &SampledLogprobs) {
+    packed.index.push(index);
+    packed.logprob.push(*logprob);
+    packed.top_count.push(top.len() as u32);
+    packed.top_token.extend(top.iter().map(|(token, _)| *token));
+    packed.top_logprob.extend(top.iter().map(|(_, logprob)| *logprob));
 }
 
 #[cfg(test)]

@@ -23,6 +23,13 @@ pub trait Model: Send {
     /// Computes the batch. One result per row, in order: `None` for a row that does not sample.
     fn forward(&mut self, batch: &Batch<'_>) -> Vec<Result<Option<SampledToken>, RowFailure>>;
 
+    /// Of the last `forward`: the log-probabilities that rows report of their prompts (see
+    /// [`BatchRow::reported`](crate::BatchRow::reported)), each with the row's index, in the order
+    /// of rows and positions. A row that failed has any number of them.
+    fn take_prompt_logprobs(&mut self) -> Vec<(u32, SampledLogprobs)> {
+        Vec::new()
+    }
+
     /// What constrains its sequences; `None` if it cannot be constrained.
     fn grammars(&self) -> Option<&Grammars> {
         None
@@ -47,6 +54,10 @@ impl<M: Model + ?Sized> Model for Box<M> {
         (**self).forward(batch)
     }
 
+    fn take_prompt_logprobs(&mut self) -> Vec<(u32, SampledLogprobs)> {
+        (**self).take_prompt_logprobs()
+    }
+
     fn grammars(&self) -> Option<&Grammars> {
         (**self).grammars()
     }
@@ -68,7 +79,7 @@ pub struct SampledToken {
 /// Natural logarithms of the model's own probabilities, before bias, temperature and truncation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampledLogprobs {
-    /// Of the sampled token.
+    /// Of the sampled token, or of a prompt's.
     pub logprob: f32,
     /// The most likely tokens with theirs, most likely first, smallest id first among equals.
     pub top: Vec<(u32, f32)>,

@@ -44,6 +44,9 @@ pub struct Sequence {
     pub choice: u32,
     /// Sampling one of these ends the sequence.
     pub stop_token_ids: Vec<u32>,
+    /// The log-probabilities of the prompt's tokens are reported from this position on, which is at
+    /// least 1.
+    pub prompt_logprobs_from: Option<usize>,
     /// What its output must satisfy.
     pub grammar: Option<Constrained>,
     /// A stop token was sampled: nothing more is computed.
@@ -68,6 +71,13 @@ pub enum RowPlan {
     Ended,
     /// It, or an earlier row of its sequence, is broken.
     Failed(RowFailure),
+}
+
+impl RowPlan {
+    /// Whether the row is part of the batch.
+    pub fn runs(&self) -> bool {
+        matches!(self, RowPlan::Run { .. })
+    }
 }
 
 /// All slots of an epoch.
@@ -252,6 +262,7 @@ impl Slots {
             seed: add.seed,
             choice: add.choice,
             stop_token_ids: add.stop_token_ids,
+            prompt_logprobs_from: add.prompt_logprobs_from.map(|from| from as usize),
             grammar,
             ended: false,
         };
@@ -340,12 +351,11 @@ impl Limits {
             return refuse(format!("token {token} is beyond the vocabulary ({vocab_size})"));
         }
         // Ignoring any of these would change the text, or withhold what was asked for.
-        let unsupported = [
-            ("adapters", !add.adapter.is_empty()),
-            ("prompt log-probabilities", add.prompt_logprobs_from.is_some()),
-        ];
-        if let Some((what, _)) = unsupported.iter().find(|(_, asked)| *asked) {
-            return refuse(format!("{what} are not supported by this worker"));
+        if !add.adapter.is_empty() {
+            return refuse("adapters are not supported by this worker".to_owned());
+        }
+        if add.prompt_logprobs_from == Some(0) {
+            return refuse("nothing predicts the first token of a prompt".to_owned());
         }
         add.sampling.as_ref().map_or_else(|| Ok(SamplingParams::default()), SamplingParams::parse)
     }

@@ -14,6 +14,7 @@ mod layers;
 mod memory;
 mod model;
 mod moe;
+mod samplers;
 pub mod spec;
 mod startup;
 mod timing;

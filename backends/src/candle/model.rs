@@ -8,6 +8,7 @@ use super::cache::{self, CachePlan, KvCache};
 use super::clock::{Clock, Part};
 use super::decoder::Decoder;
 use super::layers::{GroupPass, Pass};
+use super::samplers::Samplers;
 use super::spec::{self, ModelSpec};
 use super::startup::{Stage, Startup};
 use super::vocabulary::Vocabulary;
@@ -16,16 +17,18 @@ use super::workspace::Workspace;
 use super::{LoadOptions, Quantization, device_error, families, timing};
 use crate::grammar::Grammars;
 use crate::{
-    Batch, BatchRow, LoadError, Model, ModelSource, Progress, RowFailure, SampledToken, Sampler,
+    Batch, BatchRow, LoadError, Model, ModelSource, Progress, RowFailure, SampledLogprobs,
+    SampledToken,
 };
 use candle_core::{DType, Tensor};
-use millstream_kernels::logits::for_each_row;
-use millstream_kernels::{KernelError, threads};
+use millstream_kernels::KernelError;
 use millstream_proto::{CacheGroup, WorkerInfo};
 use sha2::{Digest, Sha256};
 use std::cell::RefCell;
-use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
+
+/// Tokens of prompts whose logits are computed at once.
+const PROMPT_SLICE: usize = 32;
 
 /// A loaded model with its cache.
 pub struct CandleModel {
@@ -34,11 +37,12 @@ pub struct CandleModel {
     cache: KvCache,
     plan: CachePlan,
     space: RefCell<Workspace>,
-    /// One for each thread that computes, and the threads take turns.
-    samplers: Vec<Mutex<Sampler>>,
+    samplers: Samplers,
     /// `None` for a checkpoint without a tokenizer.
     grammars: Option<Grammars>,
     sample_time: Duration,
+    /// Of the last forward pass.
+    prompt_logprobs: Vec<(u32, SampledLogprobs)>,
     clock: Clock,
 }
 
@@ -90,16 +94,16 @@ impl CandleModel {
             num_parameters: loaded.num_parameters,
             no_grammars: grammars.as_ref().map_or_else(no_tokenizer, Grammars::problem),
         };
-        let sampler = |_| Mutex::new(Sampler::new(vocab_size));
         let mut model = Self {
             info,
             decoder,
             cache: plan.allocate()?,
             plan,
             space: RefCell::default(),
-            samplers: (0..threads::count()).map(sampler).collect(),
+            samplers: Samplers::new(vocab_size),
             grammars,
             sample_time: Duration::ZERO,
+            prompt_logprobs: Vec::new(),
             clock: Clock::default(),
         };
         startup.end(Stage::Cache);
@@ -114,6 +118,17 @@ impl CandleModel {
     /// `batch.ids`, the result is `[tokens, V]` in f32 with `V` as wide as the head, which may be
     /// wider than the vocabulary. It is overwritten by the next call.
     pub fn logits(&self, batch: &Batch<'_>, tokens: &[u32]) -> Result<Tensor, KernelError> {
+        let space = &mut *self.space.borrow_mut();
+        let x = self.residual_stream(batch, space)?; // [T,hidden]
+        self.head(&x, tokens, space)
+    }
+
+    /// What the layers make of the batch: `[T, hidden]`, which is the workspace's.
+    fn residual_stream(
+        &self,
+        batch: &Batch<'_>,
+        space: &mut Workspace,
+    ) -> Result<Tensor, KernelError> {
         let group = |index| GroupPass {
             block_tables: batch.block_tables(index),
             slot_mapping: batch.slot_mapping(index, self.plan.block_size),
@@ -126,9 +141,17 @@ impl CandleModel {
             clock: &self.clock,
         };
         self.clock.lap(Part::Rest);
-        let space = &mut *self.space.borrow_mut();
-        let x = self.decoder.forward(&batch.ids, &pass, &self.cache, space)?; // [T,hidden]
-        let logits = self.decoder.logits(&x, tokens, space)?; // [tokens,V]
+        self.decoder.forward(&batch.ids, &pass, &self.cache, space)
+    }
+
+    /// The logits of some tokens, `[tokens, V]`, which are the workspace's.
+    fn head(
+        &self,
+        x: &Tensor,
+        tokens: &[u32],
+        space: &mut Workspace,
+    ) -> Result<Tensor, KernelError> {
+        let logits = self.decoder.logits(x, tokens, space)?; // [tokens,V]
         self.clock.lap(Part::Head);
         Ok(logits)
     }
@@ -143,37 +166,67 @@ impl CandleModel {
         self.clock.parts()
     }
 
-    /// Draws a token for each row from its logits, on all threads: a draw depends on nothing but
-    /// its row.
-    fn sample(&self, rows: &[&BatchRow<'_>], logits: &Tensor) -> Result<Vec<Sampled>, KernelError> {
-        let (samplers, drawn) = (&self.samplers, rows.iter().map(|_| OnceLock::new()));
-        let drawn: Vec<OnceLock<Sampled>> = drawn.collect();
-        for_each_row(logits, |index, logits| {
-            let free = samplers.iter().find_map(|sampler| sampler.try_lock().ok());
-            // As many threads as samplers come here, so one of them is free.
-            let mut sampler = free.unwrap_or_else(|| unreachable!("a sampler for each thread"));
-            let row = rows[index];
-            let token = sampler.sample(logits, row.sequence, row.end()).map(Some);
-            drawn[index].get_or_init(|| token);
-        })?;
-        let token = |drawn: OnceLock<Sampled>| {
-            drawn.into_inner().unwrap_or_else(|| unreachable!("each row is drawn from once"))
-        };
-        Ok(drawn.into_iter().map(token).collect())
-    }
-
-    /// What each row that samples comes to, one after the other.
-    fn sampled(&mut self, batch: &Batch<'_>) -> Result<Vec<Sampled>, KernelError> {
+    /// What each row that samples comes to, one after the other; and what the rows report of their
+    /// prompts.
+    fn sampled(&mut self, batch: &Batch<'_>) -> Result<Computed, KernelError> {
         let rows = batch.rows.iter().zip(&batch.cu_seqlens[1..]).filter(|(row, _)| row.sample);
         let (rows, last): (Vec<_>, Vec<_>) = rows.map(|(row, end)| (row, end - 1)).unzip();
-        let logits = self.logits(batch, &last)?; // [rows,V]
+        let space = &mut *self.space.borrow_mut();
+        let x = self.residual_stream(batch, space)?; // [T,hidden]
+        let logits = self.head(&x, &last, space)?; // [rows,V]
         let begin = Instant::now();
-        let sampled = self.sample(&rows, &logits)?;
-        self.sample_time = begin.elapsed();
+        let sampled = self.samplers.each_row(rows.len(), &logits, |sampler, index, logits| {
+            let row: &BatchRow<'_> = rows[index];
+            sampler.sample(logits, row.sequence, row.end()).map(Some)
+        })?;
+        let sample_time = begin.elapsed();
         self.clock.lap(Part::Sampling);
-        Ok(sampled)
+        let reported = self.reported(batch, &x, space)?;
+        Ok(Computed { sampled, reported, sample_time })
+    }
+
+    /// What the rows report of their prompts, slice by slice: the logits of a whole prompt would
+    /// take more memory than the model.
+    fn reported(
+        &self,
+        batch: &Batch<'_>,
+        x: &Tensor,
+        space: &mut Workspace,
+    ) -> Result<Vec<(u32, Scored)>, KernelError> {
+        // Row, token of the batch that predicts, token that follows.
+        let asked = (0..).zip(&batch.rows).zip(&batch.cu_seqlens).flat_map(|((row, it), first)| {
+            let predictor = move |position: usize| first + (position - 1 - it.start) as u32;
+            it.reported().map(move |at| (row, predictor(at), it.sequence.tokens[at]))
+        });
+        let asked: Vec<(u32, u32, u32)> = asked.collect();
+        let mut reported = Vec::with_capacity(asked.len());
+        for slice in asked.chunks(PROMPT_SLICE) {
+            let predictors: Vec<u32> = slice.iter().map(|(_, predictor, _)| *predictor).collect();
+            let logits = self.head(x, &predictors, space)?; // [slice,V]
+            let scored =
+                self.samplers.each_row(slice.len(), &logits, |sampler, index, logits| {
+                    let (row, _, token) = slice[index];
+                    let sampling = &batch.rows[row as usize].sequence.sampling;
+                    sampler.score(logits, token, sampling.logprobs.unwrap_or(0))
+                })?;
+            reported.extend(slice.iter().map(|(row, ..)| *row).zip(scored));
+            self.clock.lap(Part::Sampling);
+        }
+        Ok(reported)
     }
 }
+
+/// What a batch comes to.
+struct Computed {
+    /// Of each row that samples.
+    sampled: Vec<Sampled>,
+    /// With the rows that they are of.
+    reported: Vec<(u32, Scored)>,
+    sample_time: Duration,
+}
+
+/// A prompt's token as a row reports it.
+type Scored = Result<SampledLogprobs, RowFailure>;
 
 /// What a row that samples comes to.
 type Sampled = Result<Option<SampledToken>, RowFailure>;
@@ -188,19 +241,33 @@ impl Model for CandleModel {
 
     fn forward(&mut self, batch: &Batch<'_>) -> Vec<Result<Option<SampledToken>, RowFailure>> {
         self.sample_time = Duration::ZERO;
+        self.prompt_logprobs.clear();
         if batch.ids.is_empty() {
             return Vec::new();
         }
         self.clock.begin();
-        let mut sampled = match self.sampled(batch) {
-            Ok(sampled) => sampled.into_iter(),
+        let Computed { sampled, reported, sample_time } = match self.sampled(batch) {
+            Ok(computed) => computed,
             Err(error) => panic!("a kernel refused a checked batch: {error}"),
         };
+        self.sample_time = sample_time;
+        let mut sampled = sampled.into_iter();
         let one_per_row = batch.rows.iter().map(|row| match row.sample {
             true => sampled.next().unwrap_or_else(|| unreachable!("one per row that samples")),
             false => Ok(None),
         });
-        one_per_row.collect()
+        let mut results: Vec<_> = one_per_row.collect();
+        for (row, scored) in reported {
+            match scored {
+                Ok(logprobs) => self.prompt_logprobs.push((row, logprobs)),
+                Err(failure) => results[row as usize] = Err(failure),
+            }
+        }
+        results
+    }
+
+    fn take_prompt_logprobs(&mut self) -> Vec<(u32, SampledLogprobs)> {
+        std::mem::take(&mut self.prompt_logprobs)
     }
 
     fn grammars(&self) -> Option<&Grammars> {
@@ -345,6 +412,38 @@ mod tests {
         assert_eq!(results[0], Ok(None));
         assert_eq!(results[1].as_ref().unwrap_err().kind, Kind::Numeric);
         assert_eq!(results[2], alone);
+    }
+
+    #[test]
+    fn a_prompt_is_scored_by_its_own_logits_however_it_is_cut() {
+        let mut model = load("qwen3", &options()).unwrap();
+        let mut prompt = sequence(41, &[4, 2, 5]);
+        prompt.prompt_logprobs_from = Some(3);
+        prompt.sampling.logprobs = Some(2);
+        let whole = Batch::new(vec![row(&prompt, 0, false)]);
+        let logits = model.logits(&whole, &(0..40).collect::<Vec<_>>()).unwrap();
+        let logits = logits.to_vec2::<f32>().unwrap();
+        let expected = |position: usize| {
+            let logits = &logits[position - 1][..80];
+            let sum: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+            f64::from(logits[prompt.tokens[position] as usize]) - sum.ln()
+        };
+        for cuts in [vec![0, 41], vec![0, 1, 2, 3, 40, 41], vec![0, 16, 33, 41]] {
+            let mut scored = Vec::new();
+            for cut in cuts.windows(2) {
+                let (start, len) = (cut[0], cut[1] - cut[0]);
+                let part = BatchRow { slot: 0, sequence: &prompt, start, len, sample: len == 8 };
+                let other = sequence(3, &[1]);
+                let rows = vec![row(&other, 0, true), part];
+                assert!(model.forward(&Batch::new(rows)).iter().all(Result::is_ok));
+                scored.extend(model.take_prompt_logprobs());
+            }
+            assert_eq!(scored.len(), 38, "{cuts:?}");
+            for (position, (index, SampledLogprobs { logprob, top })) in (3..).zip(&scored) {
+                assert_eq!((*index, top.len()), (1, 2));
+                assert!((f64::from(*logprob) - expected(position)).abs() < 1e-4, "{position}");
+            }
+        }
     }
 
     #[test]

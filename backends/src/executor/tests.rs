@@ -169,6 +169,24 @@ fn a_stop_token_ends_the_sequence_and_later_rows_return_nothing() {
 }
 
 #[test]
+fn a_prompt_in_chunks_is_reported_row_by_row() {
+    let mut executor = executor();
+    let step = plan().add(1, prompt(2)).blocks(1, &[3]).row(1, 0, 2, 1);
+    let step = step.add(0, prompt(9)).blocks(0, &[0, 1, 2]).row(0, 0, 4, 0).with(|step| {
+        step.add[1].prompt_logprobs_from = Some(2);
+        step.add[1].sampling =
+            Some(Sampling { logprobs: true, top_logprobs: 1, top_p: 1.0, ..Default::default() });
+    });
+    let outputs = [step, plan().row(0, 4, 5, 1)].map(|step| step.run(&mut executor));
+    let reported = outputs.map(|output| {
+        let packed = output.prompt_logprobs.unwrap();
+        (packed.index, packed.top_token)
+    });
+    assert_eq!(reported[0], (vec![1; 3], prompt(9)[2..5].to_vec()));
+    assert_eq!(reported[1], (vec![0; 4], prompt(9)[5..].to_vec()));
+}
+
+#[test]
 fn a_grammar_that_cannot_be_followed_fails_its_sequence_alone() {
     let mut executor = executor();
     let step = plan().add(0, prompt(3)).blocks(0, &[0]).row(0, 0, 3, 1);
@@ -225,7 +243,7 @@ fn a_row_that_contradicts_what_is_known_fails_alone() {
         ),
         ("adapters are not", added().row(0, 0, 6, 1).with(|step| step.add[0].adapter = "a".into())),
         (
-            "log-probabilities are not",
+            "nothing predicts the first token",
             added().row(0, 0, 6, 1).with(|step| step.add[0].prompt_logprobs_from = Some(0)),
         ),
         (

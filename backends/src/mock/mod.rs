@@ -99,6 +99,7 @@ pub struct MockModel {
     /// Per cache group.
     caches: Vec<Cache>,
     num_forwards: u64,
+    prompt_logprobs: Vec<(u32, SampledLogprobs)>,
 }
 
 #[derive(Debug)]
@@ -124,6 +125,7 @@ impl MockModel {
             info: info(&config),
             caches: config.cache_groups.iter().map(cache).collect(),
             num_forwards: 0,
+            prompt_logprobs: Vec::new(),
             config,
         }
     }
@@ -196,6 +198,13 @@ impl Model for MockModel {
         if !self.config.step_delay.is_zero() {
             std::thread::sleep(self.config.step_delay);
         }
+        let reported = (0..).zip(&batch.rows).flat_map(|(index, row)| {
+            let num_top = row.sequence.sampling.logprobs.unwrap_or(0);
+            let tokens = row.reported().map(|position| row.sequence.tokens[position]);
+            tokens.map(move |token| (index, token, num_top))
+        });
+        let invented = |(index, token, num_top)| (index, self.invent_logprobs(token, num_top));
+        self.prompt_logprobs = reported.map(invented).collect();
         let states = match self.config.trusting {
             true => batch
                 .rows
@@ -213,6 +222,10 @@ impl Model for MockModel {
             Ok(row.sample.then_some(SampledToken { token, logprobs }))
         };
         batch.rows.iter().zip(states).map(sample).collect()
+    }
+
+    fn take_prompt_logprobs(&mut self) -> Vec<(u32, SampledLogprobs)> {
+        std::mem::take(&mut self.prompt_logprobs)
     }
 }
 

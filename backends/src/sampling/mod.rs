@@ -92,10 +92,7 @@ impl Sampler {
     ) -> Result<SampledToken, RowFailure> {
         let params = &sequence.sampling;
         let logits = &mut logits[..self.vocab_size];
-        // The comparison fails for NaN and for +inf.
-        if !logits.iter().fold(true, |fine, logit| fine & (*logit < f32::INFINITY)) {
-            return Err(RowFailure::numeric("the logits hold NaN or infinity"));
-        }
+        check_numbers(logits)?;
         for (token, bias) in &params.bias {
             self.change(logits, *token, |logit| (logit + bias).min(f32::MAX));
         }
@@ -144,6 +141,20 @@ impl Sampler {
         }
         let logprobs = params.logprobs.map(|num_top| self.logprobs(logits, token, num_top));
         Ok(SampledToken { token, logprobs })
+    }
+
+    /// Log-probabilities of a token that was not sampled, but is known to follow, and of the
+    /// `num_top` most likely ones. `logits` are as for [`Sampler::sample`], and NaN or infinity is
+    /// a numeric failure as there.
+    pub fn score(
+        &mut self,
+        logits: &[f32],
+        token: u32,
+        num_top: usize,
+    ) -> Result<SampledLogprobs, RowFailure> {
+        let logits = &logits[..self.vocab_size];
+        check_numbers(logits)?;
+        Ok(self.logprobs(logits, token, num_top))
     }
 
     /// Changes a logit so that it can be undone. Ids beyond the vocabulary are nobody's.
@@ -251,6 +262,15 @@ impl Sampler {
         self.top.sort_unstable_by(|a, b| b.cmp(a));
         let top = self.top.iter().map(|key| (rank::id(*key), logprob(rank::id(*key)))).collect();
         SampledLogprobs { logprob: logprob(token), top }
+    }
+}
+
+/// Refuses NaN and +inf.
+fn check_numbers(logits: &[f32]) -> Result<(), RowFailure> {
+    // The comparison fails for both.
+    match logits.iter().fold(true, |fine, logit| fine & (*logit < f32::INFINITY)) {
+        true => Ok(()),
+        false => Err(RowFailure::numeric("the logits hold NaN or infinity")),
     }
 }
 
