@@ -77,6 +77,7 @@ fn request(id: u32) -> NewSequence {
         seed: id.into(),
         choice: 0,
         cache_salt: None,
+        prompt_logprobs: false,
         grammar: None,
     }
 }

@@ -181,6 +181,16 @@ impl ScriptedEngine {
             answer.push(EOS);
             answer.truncate(sequence.max_tokens as usize);
             let last = answer.len() - 1;
+            if sequence.prompt_logprobs {
+                // In two chunks.
+                let top = sequence.sampling.top_logprobs;
+                let scores: Vec<_> =
+                    sequence.prompt[1..].iter().map(|&token| logprobs(token, top)).collect();
+                for chunk in [&scores[..scores.len() / 2], &scores[scores.len() / 2..]] {
+                    let prompt_logprobs = chunk.to_vec();
+                    self.step(vec![Event { prompt_logprobs, ..event(id, Vec::new(), None) }]);
+                }
+            }
             for (i, token) in answer.into_iter().enumerate() {
                 let finish = if sequence.stop_token_ids.contains(&token) {
                     Some(FinishReason::StopToken(token))
@@ -199,7 +209,14 @@ impl ScriptedEngine {
 }
 
 pub(crate) fn event(id: SequenceId, tokens: Vec<u32>, finish: Option<FinishReason>) -> Event {
-    Event { id, tokens, logprobs: Vec::new(), cached_tokens: None, finish }
+    Event {
+        id,
+        tokens,
+        logprobs: Vec::new(),
+        prompt_logprobs: Vec::new(),
+        cached_tokens: None,
+        finish,
+    }
 }
 
 /// The token itself and the ones after it, each half as likely.

@@ -249,7 +249,7 @@ impl ChunkWriter {
             self.chat_token(out, entry.token, entry.logprob);
             out.put_slice(b",\"top_logprobs\":");
             put_list(out, &entry.top, |out, (token, logprob)| {
-                self.chat_token(out, *token, *logprob);
+                self.chat_token(out, *token, Some(*logprob));
                 out.put_u8(b'}');
             });
             out.put_u8(b'}');
@@ -258,7 +258,7 @@ impl ChunkWriter {
     }
 
     /// `{"token":..,"logprob":..,"bytes":[..]`, still open.
-    fn chat_token(&self, out: &mut BytesMut, token: u32, logprob: f32) {
+    fn chat_token(&self, out: &mut BytesMut, token: u32, logprob: Option<f32>) {
         let (text, bytes) = self.text.token_text(token);
         out.put_slice(b"{\"token\":");
         put_string(out, &text);
@@ -275,7 +275,10 @@ impl ChunkWriter {
         put_list(out, tokens, |out, entry| put_logprob(out, entry.logprob));
         out.put_slice(b",\"top_logprobs\":");
         if self.top_logprobs {
-            put_list(out, tokens, |out, entry| self.top_of(out, entry));
+            put_list(out, tokens, |out, entry| match entry.logprob {
+                Some(logprob) => self.top_of(out, entry, logprob),
+                None => out.put_slice(b"null"),
+            });
         } else {
             out.put_slice(b"null");
         }
@@ -284,12 +287,12 @@ impl ChunkWriter {
         out.put_u8(b'}');
     }
 
-    /// The alternatives as an object, the sampled token always among them. Of two tokens that
+    /// The alternatives as an object, the token itself always among them. Of two tokens that
     /// look the same the likelier one stands.
-    fn top_of(&self, out: &mut BytesMut, entry: &TokenEntry) {
+    fn top_of(&self, out: &mut BytesMut, entry: &TokenEntry, logprob: f32) {
         let mut names: Vec<String> = Vec::with_capacity(entry.top.len() + 1);
         out.put_u8(b'{');
-        for (token, logprob) in entry.top.iter().chain([&(entry.token, entry.logprob)]) {
+        for (token, logprob) in entry.top.iter().chain([&(entry.token, logprob)]) {
             let (name, _) = self.text.token_text(*token);
             if names.contains(&name) {
                 continue;
@@ -299,7 +302,7 @@ impl ChunkWriter {
             }
             put_string(out, &name);
             out.put_u8(b':');
-            put_logprob(out, *logprob);
+            put_logprob(out, Some(*logprob));
             names.push(name);
         }
         out.put_u8(b'}');
@@ -333,8 +336,9 @@ fn put_string(out: &mut BytesMut, text: &str) {
     serde_json::to_writer(out.writer(), text).expect("a string can be written to memory");
 }
 
-fn put_logprob(out: &mut BytesMut, logprob: f32) {
-    let logprob = logprob.max(LOWEST_LOGPROB);
+/// `null` for what nothing predicts.
+fn put_logprob(out: &mut BytesMut, logprob: Option<f32>) {
+    let logprob = logprob.map(|logprob| logprob.max(LOWEST_LOGPROB));
     serde_json::to_writer(out.writer(), &logprob).expect("a number can be written to memory");
 }
 

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::{Fields, must_be, shown, token_ids};
-use super::options::{Options, Rules};
+use super::options::{MaxTokens, Options, Rules};
 use crate::text::TextModel;
 
 /// A validated request.
@@ -42,16 +42,17 @@ impl CompletionRequest {
 
     pub(crate) fn read(body: &[u8], rules: &Rules<'_>) -> Result<CompletionRequest, ApiError> {
         let mut fields = Fields::parse(body)?;
+        let rules = &Rules { least_max_tokens: 0, ..*rules };
         let mut options = Options::read(&mut fields, rules)?;
         let logprobs = fields.integer("logprobs", 0..=rules.limits.max_top_logprobs as i64)?;
         options.sampling.logprobs = logprobs.is_some();
         options.sampling.top_logprobs = logprobs.unwrap_or(0) as u32;
         let echo = fields.flag("echo", false)?;
-        if echo && logprobs.is_some() {
-            return Err(ApiError::Unsupported {
-                field: "echo",
-                value: "true with logprobs".into(),
-            });
+        options.prompt_logprobs = echo && logprobs.is_some();
+        if let Some(MaxTokens { field, count: 0 }) = options.max_tokens
+            && !echo
+        {
+            return Err(ApiError::field(field, "(0) needs echo: true, or nothing is left to say"));
         }
         let prompts = Prompts::read(&mut fields, rules)?;
         Ok(CompletionRequest { options, prompts, echo })

@@ -143,9 +143,10 @@ impl App {
         for EncodedPrompt { tokens, echo } in prompts {
             let max_tokens = self.fit(&info, &options, shape, field, tokens.len())?;
             usage.prompt_tokens += tokens.len();
+            let (tokens, num_shown_before) = (tokens.into(), echo.chars().count());
             echoes.extend((0..options.num_choices).map(|_| echo.clone()));
             let seed = options.seed.unwrap_or_else(random_seed);
-            fitting.push(Prompt { tokens: tokens.into(), max_tokens, seed });
+            fitting.push(Prompt { tokens, max_tokens, num_shown_before, seed });
         }
         let prefix = if shape == Shape::Chat { "chatcmpl" } else { "cmpl" };
         let envelope = Envelope {
@@ -173,6 +174,7 @@ impl App {
             skip_special_tokens: options.skip_special_tokens,
             continues_prompt: shape == Shape::Completion,
             cache_salt: options.cache_salt,
+            prompt_logprobs: options.prompt_logprobs,
             grammar,
             streamed: stream,
         };
@@ -335,6 +337,7 @@ async fn whole(mut generation: Generation, plan: StreamPlan) -> Result<Response,
     while let Some(news) = generation.next().await {
         for (index, (choice, news)) in choices.iter_mut().zip(news).enumerate() {
             choice.text.push_str(&news.text);
+            choice.tokens.append(&mut news.prompt);
             choice.tokens.append(&mut news.tokens);
             let Some(finish) = news.finish.take() else { continue };
             if finish_reason(&finish).is_none() {

@@ -95,6 +95,7 @@ impl App {
             limits: &self.limits,
             names: &self.names,
             vocab_size: info.vocab_size,
+            least_max_tokens: 1,
             defaults: self.text.generation_defaults(),
         }
     }

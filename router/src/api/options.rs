@@ -37,6 +37,8 @@ pub(crate) struct Rules<'a> {
     /// The served name first, then its aliases.
     pub(crate) names: &'a [String],
     pub(crate) vocab_size: u32,
+    /// 0 where a prompt may be scored and nothing generated, else 1.
+    pub(crate) least_max_tokens: i64,
     pub(crate) defaults: &'a GenerationDefaults,
 }
 
@@ -50,6 +52,8 @@ pub(crate) struct Options {
     pub(crate) include_usage: bool,
     pub(crate) max_tokens: Option<MaxTokens>,
     pub(crate) sampling: SamplingParams,
+    /// Whether the prompt's tokens are reported as well; the caller's to set.
+    pub(crate) prompt_logprobs: bool,
     pub(crate) seed: Option<u64>,
     pub(crate) stop: Vec<String>,
     pub(crate) include_stop: bool,
@@ -76,7 +80,7 @@ impl Options {
         let num_choices = fields.integer("n", 1..=max_choices)?.unwrap_or(1) as u32;
         refuse_unsupported(fields, num_choices)?;
         let (stream, include_usage) = read_stream(fields)?;
-        let max_tokens = read_max_tokens(fields)?;
+        let max_tokens = read_max_tokens(fields, rules.least_max_tokens)?;
         let stop = read_stop(fields, rules.limits.max_stop_sequences)?;
         let options = Options {
             model,
@@ -85,6 +89,7 @@ impl Options {
             include_usage,
             max_tokens,
             sampling: read_sampling(fields, rules)?,
+            prompt_logprobs: false,
             seed: read_seed(fields)?,
             stop,
             include_stop: fields.flag("include_stop_str_in_output", false)?,
@@ -144,9 +149,10 @@ fn read_stream(fields: &mut Fields) -> Result<(bool, bool), ApiError> {
     Ok((stream, flag("include_usage")?))
 }
 
-fn read_max_tokens(fields: &mut Fields) -> Result<Option<MaxTokens>, ApiError> {
+/// At least `least`.
+fn read_max_tokens(fields: &mut Fields, least: i64) -> Result<Option<MaxTokens>, ApiError> {
     let mut read = |field| -> Result<_, ApiError> {
-        let count = fields.integer(field, 1..=i64::from(u32::MAX))?;
+        let count = fields.integer(field, least..=i64::from(u32::MAX))?;
         Ok(count.map(|count| MaxTokens { field, count: count as u32 }))
     };
     let old = read("max_tokens")?;

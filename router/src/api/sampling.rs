@@ -105,8 +105,8 @@ mod tests {
     use crate::text::GenerationDefaults;
 
     fn read(fields: &Value, defaults: &GenerationDefaults) -> SamplingParams {
-        let rules =
-            Rules { limits: &RequestLimits::default(), names: &[], vocab_size: 100, defaults };
+        let (limits, names) = (&RequestLimits::default(), &[]);
+        let rules = Rules { limits, names, vocab_size: 100, least_max_tokens: 1, defaults };
         let mut fields = Fields::parse(fields.to_string().as_bytes()).unwrap();
         read_sampling(&mut fields, &rules).unwrap()
     }

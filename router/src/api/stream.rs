@@ -82,8 +82,9 @@ impl EventStream {
             if !self.begun[index] {
                 self.begun[index] = true;
                 writer.begin(out, index);
-                if !self.plan.echoes[index].is_empty() {
-                    writer.piece(out, index, &self.plan.echoes[index], &[]);
+                let echo = &self.plan.echoes[index];
+                if !echo.is_empty() || !choice.prompt.is_empty() {
+                    writer.piece(out, index, echo, &choice.prompt);
                 }
             }
             let (mut text, mut token) = (0, 0);

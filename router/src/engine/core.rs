@@ -270,6 +270,7 @@ mod tests {
             seed: 0,
             choice: 0,
             cache_salt: None,
+            prompt_logprobs: false,
             grammar: None,
         };
         Input::Command(Command::Add(SequenceId(id), Box::new(sequence)))

@@ -45,6 +45,9 @@ pub struct NewSequence {
     pub choice: u32,
     /// Prefix hits happen only between sequences of equal salt.
     pub cache_salt: Option<Arc<str>>,
+    /// Whether the log-probabilities of the prompt's tokens are reported, from the second on, with as
+    /// many alternatives as `sampling` asks for.
+    pub prompt_logprobs: bool,
     /// What the output must satisfy.
     pub grammar: Option<Arc<Grammar>>,
 }
@@ -65,20 +68,24 @@ pub enum FinishReason {
 pub struct Event {
     /// Whom it concerns.
     pub id: SequenceId,
-    /// Tokens in order, one or several; empty only together with `finish` or the first event.
+    /// Tokens in order, one or several; empty only together with `finish`, `prompt_logprobs` or the
+    /// first event.
     pub tokens: Vec<u32>,
     /// One entry per token where the sequence asked for log-probabilities, else empty.
     pub logprobs: Vec<TokenLogprobs>,
+    /// Where they were asked for: of the prompt's next tokens; the first of all is the second
+    /// token's. All of them come before the first token.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
     /// On the first event of the sequence: prompt tokens that came from the prefix cache.
     pub cached_tokens: Option<u32>,
     /// Present on the last event.
     pub finish: Option<FinishReason>,
 }
 
-/// Log-probabilities at one generated position, natural logarithms.
+/// Log-probabilities at one position, natural logarithms.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
-    /// Of the sampled token.
+    /// Of the token that stands there.
     pub logprob: f32,
     /// The most likely tokens, most likely first; as many as were asked for.
     pub top: Vec<(u32, f32)>,

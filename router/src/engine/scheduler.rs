@@ -83,6 +83,8 @@ struct PlannedRow {
     start: usize,
     len: usize,
     samples: bool,
+    /// The first token of the prompt that it reports, where it reports any.
+    first_scored: usize,
     /// What the row read proved not to be computed: its output counts for nothing.
     is_void: bool,
 }

@@ -18,7 +18,7 @@ use millstream_proto::AddSequence;
 use super::blocks::BlockKey;
 use super::groups::BlockTable;
 use super::suspects::Suspicion;
-use super::{Event, FinishReason, Grammar, NewSequence, SequenceId};
+use super::{Event, FinishReason, Grammar, NewSequence, SequenceId, TokenLogprobs};
 
 /// A sequence that has not ended.
 pub(super) struct Sequence {
@@ -51,6 +51,11 @@ pub(super) struct Sequence {
     pub(super) run: u32,
     /// Prompt tokens found in the prefix cache at the first admission.
     pub(super) cached_tokens: Option<u32>,
+    /// Tokens of the prompt whose log-probabilities have been reported, the first one counted in:
+    /// nothing predicts it.
+    pub(super) num_scored: usize,
+    /// The first token that this run reports.
+    pub(super) scored_from: usize,
     pub(super) suspicion: Suspicion,
     has_reported: bool,
     /// Keys of the leading blocks, the root first; a text only grows, so they stay true.
@@ -77,6 +82,8 @@ impl Sequence {
             num_in_flight: 0,
             run: 0,
             cached_tokens: None,
+            num_scored: 1,
+            scored_from: 1,
             suspicion: Suspicion::default(),
             has_reported: false,
             keys: vec![root],
@@ -149,6 +156,32 @@ impl Sequence {
         Some((slot, std::mem::take(&mut self.tables)))
     }
 
+    /// Whether log-probabilities of the prompt are still to come.
+    pub(super) fn is_scored(&self) -> bool {
+        self.request.prompt_logprobs && self.num_scored < self.prompt_len()
+    }
+
+    /// Positions that may be taken from the cache: those whose predictions nobody needs.
+    pub(super) fn max_cached(&self) -> usize {
+        if self.is_scored() { self.num_scored - 1 } else { self.tokens.len() - 1 }
+    }
+
+    /// Takes in what a row reports of the prompt, from token `first` on; gives what is new of it: a
+    /// row in flight of the run before may have reported a part.
+    pub(super) fn score(
+        &mut self,
+        first: usize,
+        mut reported: Vec<TokenLogprobs>,
+    ) -> Vec<TokenLogprobs> {
+        if !self.is_scored() || first > self.num_scored {
+            return Vec::new();
+        }
+        reported.drain(..reported.len().min(self.num_scored - first));
+        reported.truncate(self.prompt_len() - self.num_scored);
+        self.num_scored += reported.len();
+        reported
+    }
+
     /// What its output must satisfy.
     pub(super) fn grammar(&self) -> Option<&Grammar> {
         self.request.grammar.as_deref()
@@ -166,7 +199,7 @@ impl Sequence {
             stop_token_ids: self.request.stop_token_ids.to_vec(),
             grammar_digest: self.grammar().map_or_else(Vec::new, |grammar| grammar.digest.clone()),
             adapter: String::new(),
-            prompt_logprobs_from: None,
+            prompt_logprobs_from: self.is_scored().then_some(self.num_scored as u32),
         }
     }
 
@@ -177,6 +210,7 @@ impl Sequence {
             id: self.id,
             tokens,
             logprobs: Vec::new(),
+            prompt_logprobs: Vec::new(),
             cached_tokens: is_first.then(|| self.cached_tokens.unwrap_or(0)),
             finish,
         }

@@ -63,6 +63,11 @@ impl ChoiceText {
         }
     }
 
+    /// The same text with so many characters before it.
+    pub(crate) fn after(self, num_chars: usize) -> ChoiceText {
+        ChoiceText { num_decoded_chars: num_chars, ..self }
+    }
+
     /// Takes one token in and appends to `visible` what it makes visible. True: a stop string was
     /// completed, and the text ends here.
     pub(crate) fn push(
@@ -78,7 +83,7 @@ impl ChoiceText {
             let start = self.num_decoded;
             let text_offset = self.num_decoded_chars;
             self.held.push_back(Held {
-                entry: TokenEntry { token, logprob, top, text_offset },
+                entry: TokenEntry { token, logprob: Some(logprob), top, text_offset },
                 start,
                 // A token that decoded to nothing yet waits for at least the byte that follows.
                 leaves_at: (start + visible.decoded.len()).max(start + 1),

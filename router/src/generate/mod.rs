@@ -29,6 +29,7 @@
 mod choice;
 mod output;
 mod pump;
+mod scores;
 #[cfg(test)]
 mod tests;
 
@@ -48,14 +49,18 @@ use crate::text::{StopMatcher, TextModel};
 use choice::ChoiceText;
 use output::Output;
 use pump::{Live, Message, Pump};
+use scores::PromptScores;
 
 /// One prompt of a request.
 #[derive(Clone, Debug)]
 pub struct Prompt {
     /// At least one token.
     pub tokens: Arc<[u32]>,
-    /// At least 1, and prompt and output fit the model together.
+    /// Prompt and output fit the model together, and one more token does in any case. 0 is for a
+    /// prompt that is only to be scored: its choice ends without a token.
     pub max_tokens: u32,
+    /// Characters that are shown before the output: text offsets count from them.
+    pub num_shown_before: usize,
     /// Choices of equal prompts differ by this or by their index.
     pub seed: u64,
 }
@@ -81,22 +86,25 @@ pub struct GenerationRequest {
     pub continues_prompt: bool,
     /// Prefix hits happen only between requests of equal salt.
     pub cache_salt: Option<Arc<str>>,
+    /// Whether the log-probabilities of the prompt's tokens are reported.
+    pub prompt_logprobs: bool,
     /// What each choice must satisfy; accepted before, and encoded.
     pub grammar: Option<Arc<Grammar>>,
     /// False: the reader wants everything at once.
     pub streamed: bool,
 }
 
-/// A generated token with its log-probabilities.
+/// A token with its log-probabilities.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenEntry {
     /// The token.
     pub token: u32,
-    /// Its natural logarithm of probability.
-    pub logprob: f32,
+    /// Its natural logarithm of probability; `None` for the first token of a prompt, which nothing
+    /// predicts.
+    pub logprob: Option<f32>,
     /// The most likely tokens of its position, most likely first.
     pub top: Vec<(u32, f32)>,
-    /// Where its text begins in the text of the choice, in characters.
+    /// Where its text begins in the text of the choice, in characters; a prompt's text begins at 0.
     pub text_offset: usize,
 }
 
@@ -198,7 +206,7 @@ impl Generator {
         let ids = std::mem::take(&mut places.ids);
         let live = ids.iter().enumerate().map(|(i, id)| {
             let prompt = &request.prompts[i / num_choices];
-            (*id, self.live(output.clone(), i, request, &prompt.tokens))
+            (*id, self.live(output.clone(), i, request, prompt))
         });
         // The pump lives as long as this sender.
         let _ = self.pump.0.send(Message::Register(live.collect()));
@@ -209,11 +217,12 @@ impl Generator {
             let sequence = NewSequence {
                 prompt: prompt.tokens.clone(),
                 sampling: request.sampling.clone(),
-                max_tokens: prompt.max_tokens,
+                max_tokens: prompt.max_tokens.max(1),
                 stop_token_ids: request.stop_token_ids.clone(),
                 seed: prompt.seed,
                 choice: (i % num_choices) as u32,
                 cache_salt: request.cache_salt.clone(),
+                prompt_logprobs: request.prompt_logprobs,
                 grammar: request.grammar.clone(),
             };
             if let Err(error) = self.engine.submit(*id, sequence) {
@@ -229,17 +238,24 @@ impl Generator {
         output: Arc<Output>,
         choice: usize,
         request: &GenerationRequest,
-        prompt: &[u32],
+        prompt: &Prompt,
     ) -> Live {
         let stop = (!request.stop.is_empty())
             .then(|| StopMatcher::new(request.stop.clone(), request.include_stop));
-        let before = if request.continues_prompt { prompt } else { &[] };
+        let tokens = &prompt.tokens;
+        let before = if request.continues_prompt { &tokens[..] } else { &[] };
         let decoder = self.text.decoder_after(before, request.skip_special_tokens);
         Live {
             output,
             choice,
-            text: ChoiceText::new(decoder, stop, request.sampling.min_tokens),
-            num_prompt_tokens: prompt.len(),
+            text: ChoiceText::new(decoder, stop, request.sampling.min_tokens)
+                .after(prompt.num_shown_before),
+            is_silent: prompt.max_tokens == 0,
+            scores: request.prompt_logprobs.then(|| {
+                let decoder = self.text.decoder(request.skip_special_tokens);
+                PromptScores::new(tokens.clone(), decoder)
+            }),
+            num_prompt_tokens: tokens.len(),
             submitted: Instant::now(),
             num_tokens: 0,
             cached_tokens: None,

@@ -36,6 +36,8 @@ pub struct ChoiceOutput {
     pub pieces: Vec<Piece>,
     /// Where log-probabilities were asked for: the tokens whose text has become visible.
     pub tokens: Vec<TokenEntry>,
+    /// Where they were asked for, once, before the first piece: the tokens of the prompt.
+    pub prompt: Vec<TokenEntry>,
     /// The end of this choice. Nothing follows it.
     pub finish: Option<Finish>,
 }
@@ -45,6 +47,7 @@ impl ChoiceOutput {
         self.text.clear();
         self.pieces.clear();
         self.tokens.clear();
+        self.prompt.clear();
         self.finish = None;
     }
 }
@@ -88,6 +91,11 @@ impl Output {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().expect("nothing panics while it holds an output")
+    }
+
+    /// Hands over what is known of a prompt; the first news of its choice.
+    pub(crate) fn score(&self, choice: usize, prompt: Vec<TokenEntry>) {
+        self.lock().choices[choice].prompt = prompt;
     }
 
     /// Appends a piece and perhaps the end, and returns whom to wake.

@@ -15,6 +15,7 @@ use tracing::{debug, error};
 
 use super::choice::{ChoiceText, Visible};
 use super::output::{News, Output};
+use super::scores::PromptScores;
 use super::{Finish, FinishKind};
 use crate::engine::{EngineHandle, Event, FinishReason, SequenceId};
 use crate::metrics::GenerationMetrics;
@@ -44,6 +45,10 @@ pub(crate) struct Live {
     /// Index in the output.
     pub(crate) choice: usize,
     pub(crate) text: ChoiceText,
+    /// Nothing of the output is wanted.
+    pub(crate) is_silent: bool,
+    /// Until the prompt is scored, where that is wanted.
+    pub(crate) scores: Option<PromptScores>,
     pub(crate) num_prompt_tokens: usize,
     pub(crate) submitted: Instant,
     pub(crate) num_tokens: u32,
@@ -148,6 +153,17 @@ impl Pump {
         // Events of a sequence that was left in the meantime.
         let Some(live) = self.live.get_mut(&event.id) else { return };
         live.cached_tokens = live.cached_tokens.or(event.cached_tokens);
+        if let Some(scores) = &mut live.scores
+            && scores.add(event.prompt_logprobs)
+            && let Some(scores) = live.scores.take()
+        {
+            live.output.score(live.choice, scores.entries());
+        }
+        let is_over =
+            matches!(event.finish, Some(FinishReason::StopToken(_) | FinishReason::Length));
+        if live.is_silent && is_over {
+            return self.end(event.id, FinishKind::Length);
+        }
         if !event.tokens.is_empty() {
             match live.last_token.replace(self.now) {
                 None => {

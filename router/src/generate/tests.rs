@@ -19,7 +19,12 @@ fn start(max_sequences: usize, client_timeout: Duration) -> (Generator, Scripted
 
 fn request(stop: &[&str]) -> GenerationRequest {
     GenerationRequest {
-        prompts: vec![Prompt { tokens: tokens("p").into(), max_tokens: 100, seed: 1 }],
+        prompts: vec![Prompt {
+            tokens: tokens("p").into(),
+            max_tokens: 100,
+            num_shown_before: 0,
+            seed: 1,
+        }],
         num_choices: 1,
         sampling: SamplingParams::default(),
         stop_token_ids: [EOS].into(),
@@ -27,6 +32,7 @@ fn request(stop: &[&str]) -> GenerationRequest {
         include_stop: false,
         skip_special_tokens: true,
         cache_salt: None,
+        prompt_logprobs: false,
         grammar: None,
         continues_prompt: false,
         streamed: true,

@@ -133,6 +133,8 @@ async fn a_stream_says_what_the_whole_answer_says() {
         (CHAT, chat(json!({"logprobs": true, "top_logprobs": 2}))),
         (COMPLETIONS, completion(json!(["a", "bc"]), json!({"n": 2, "echo": true}))),
         (COMPLETIONS, completion(json!("a"), json!({"logprobs": 2, "stop": "\""}))),
+        (COMPLETIONS, completion(json!(["a", "bc"]), json!({"logprobs": 1, "echo": true}))),
+        (COMPLETIONS, completion(json!("abc"), json!({"echo": true, "max_tokens": 0}))),
     ];
     for (path, mut body) in bodies {
         let whole = server.post(path, &body).await.json();
@@ -199,6 +201,40 @@ async fn logprobs_have_openais_shapes() {
     let answer =
         server.post(COMPLETIONS, &completion(json!("p"), json!({"logprobs": 0}))).await.json();
     assert_eq!(answer["choices"][0]["logprobs"]["top_logprobs"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_echoed_is_scored_from_its_second_token_on() {
+    let server = start_answering(|_| (), |_| "x".into()).await;
+    let fields = json!({"logprobs": 1, "echo": true, "max_tokens": 1, "n": 2});
+    let answer = server.post(COMPLETIONS, &completion(json!("a\u{e9}b"), fields)).await.json();
+    let half = "\u{fffd}";
+    for choice in answer["choices"].as_array().unwrap() {
+        assert_eq!(choice["text"], "a\u{e9}bx");
+        assert_eq!(
+            choice["logprobs"],
+            json!({
+                "tokens": ["a", half, half, "b", "x"],
+                "token_logprobs": [null, -0.5, -0.5, -0.5, -0.5],
+                "top_logprobs": [null, {half: -0.5}, {half: -0.5}, {"b": -0.5}, {"x": -0.5}],
+                "text_offset": [0, 1, 1, 2, 3],
+            })
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_can_be_scored_alone() {
+    let server = start_answering(|_| (), |_| "x".into()).await;
+    let fields = json!({"logprobs": 0, "echo": true, "max_tokens": 0});
+    for (prompt, logprobs) in [("ab", json!([null, -0.5])), ("a", json!([null]))] {
+        let body = completion(json!(prompt), fields.clone());
+        let answer = server.post(COMPLETIONS, &body).await.json();
+        let choice = &answer["choices"][0];
+        assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(prompt), &json!("length")));
+        assert_eq!(choice["logprobs"]["token_logprobs"], logprobs);
+        assert_eq!(answer["usage"]["completion_tokens"], 0);
+    }
 }
 
 #[tokio::test]

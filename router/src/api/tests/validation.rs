@@ -67,7 +67,7 @@ async fn every_rule_of_a_shared_field_names_the_field_the_rule_and_the_value() {
             invalid(json!({"frequency_penalty": [1]}), "frequency_penalty", "a number"),
             invalid(json!({"seed": "one"}), "seed", "an integer of 64 bits"),
             invalid(json!({"seed": 1.5}), "seed", "not 1.5"),
-            invalid(json!({"max_tokens": 0}), "max_tokens", "from 1"),
+            invalid(json!({"max_tokens": 0}), "max_tokens", "0"),
             invalid(json!({"max_tokens": -5}), "max_tokens", "not -5"),
             invalid(json!({"max_completion_tokens": 1e18}), "max_completion_tokens", "an integer"),
             invalid(json!({"stop": ["a", "b", "c", "d", "e"]}), "stop", "at most 4 strings, not 5"),
@@ -246,7 +246,7 @@ async fn every_rule_of_a_prompt_names_the_place_the_rule_and_the_value() {
         ),
         (json!({"logprobs": 21}), "logprobs", "from 0 to 20, not 21"),
         (json!({"logprobs": true}), "logprobs", "an integer"),
-        (json!({"echo": true, "logprobs": 1}), "echo", "not supported yet"),
+        (json!({"max_tokens": 0}), "max_tokens", "(0) needs echo: true"),
         (json!({"min_tokens": 17}), "min_tokens", "(17) exceeds the tokens to generate (16)"),
     ];
     let cases: Vec<_> =

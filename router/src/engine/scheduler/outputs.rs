@@ -12,6 +12,7 @@ use millstream_proto::{Logprobs, RowError, StepOutput};
 #[cfg(test)]
 use super::planted::PlantedBug;
 use super::{Plan, PlannedRow, Scheduler, Trusted};
+use crate::engine::sequence::Sequence;
 use crate::engine::{Event, FinishReason, SequenceId, TokenLogprobs};
 
 /// One row's part of an output.
@@ -19,10 +20,12 @@ struct RowOutput<'a> {
     tokens: &'a [u32],
     /// Index of the first token within the output.
     first_token: usize,
+    /// Of the prompt.
+    scored: Vec<TokenLogprobs>,
     error: Option<&'a RowError>,
 }
 
-/// Walks over the packed log-probabilities, in the order of tokens.
+/// Walks over packed log-probabilities, in the order of their indices.
 struct LogprobsReader<'a> {
     packed: Option<&'a Logprobs>,
     entry: usize,
@@ -41,7 +44,8 @@ impl Scheduler {
         self.last_output_at = now;
         let mut events = std::mem::take(&mut self.pending);
         events.reserve(rows.len());
-        let mut logprobs = LogprobsReader { packed: output.logprobs.as_ref(), entry: 0, top: 0 };
+        let mut logprobs = LogprobsReader::new(output.logprobs.as_ref());
+        let mut of_prompts = LogprobsReader::new(output.prompt_logprobs.as_ref());
         let mut first_token = 0;
         let num_live = self.sequences.len();
         for (place, (row, &count)) in rows.iter().zip(&output.row_count).enumerate() {
@@ -50,8 +54,9 @@ impl Scheduler {
             if error.is_some() || (row.samples && tokens.is_empty()) {
                 self.distrust(row.id, &trusted);
             }
-            let row_output = RowOutput { tokens, first_token, error };
-            events.extend(self.read_row(row, &row_output, &mut logprobs));
+            let scored = std::iter::from_fn(|| of_prompts.read(place)).collect();
+            let row_output = RowOutput { tokens, first_token, scored, error };
+            events.extend(self.read_row(row, row_output, &mut logprobs));
             first_token += count as usize;
         }
         if self.sequences.len() < num_live {
@@ -65,7 +70,7 @@ impl Scheduler {
     fn read_row(
         &mut self,
         row: &PlannedRow,
-        output: &RowOutput<'_>,
+        output: RowOutput<'_>,
         logprobs: &mut LogprobsReader<'_>,
     ) -> Option<Event> {
         let live = self.sequences.find_mut(row.index, row.id).filter(|_| !row.is_void);
@@ -81,8 +86,11 @@ impl Scheduler {
         if let Some(error) = output.error {
             return Some(self.fail(row, error));
         }
+        let scored = sequence.score(row.first_scored, output.scored);
         if !row.samples {
-            return None;
+            let report = |sequence: &mut Sequence| sequence.event(Vec::new(), None);
+            let event = (!scored.is_empty()).then(|| report(sequence))?;
+            return Some(Event { prompt_logprobs: scored, ..event });
         }
         let count = output.tokens.len();
         if is_this_run {
@@ -116,8 +124,13 @@ impl Scheduler {
             let reason = "the worker did not report the log-probabilities asked for".to_owned();
             finish = Some(FinishReason::Error(reason));
         }
+        if sequence.is_scored() {
+            let reason = "the worker did not report the prompt's log-probabilities".to_owned();
+            finish = Some(FinishReason::Error(reason));
+        }
         let mut event = sequence.event(tokens, finish);
         event.logprobs = reported;
+        event.prompt_logprobs = scored;
         self.settle(row, event.finish.is_some());
         Some(event)
     }
@@ -212,21 +225,28 @@ impl Scheduler {
     }
 }
 
-impl LogprobsReader<'_> {
-    /// The entry of a token, or `None` if it has none. Tokens are asked for in order.
-    fn read(&mut self, token: usize) -> Option<TokenLogprobs> {
+impl<'a> LogprobsReader<'a> {
+    fn new(packed: Option<&'a Logprobs>) -> Self {
+        LogprobsReader { packed, entry: 0, top: 0 }
+    }
+
+    /// The next entry of an index, or `None` if it has no more. Indices are asked for in order.
+    fn read(&mut self, index: usize) -> Option<TokenLogprobs> {
         let packed = self.packed?;
-        while *packed.index.get(self.entry)? < token as u32 {
+        while *packed.index.get(self.entry)? < index as u32 {
             self.top += packed.top_count[self.entry] as usize;
             self.entry += 1;
         }
-        if packed.index[self.entry] != token as u32 {
+        if packed.index[self.entry] != index as u32 {
             return None;
         }
         let tops = self.top..self.top + packed.top_count[self.entry] as usize;
         let top = packed.top_token[tops.clone()].iter().copied();
-        let top = top.zip(packed.top_logprob[tops].iter().copied()).collect();
-        Some(TokenLogprobs { logprob: packed.logprob[self.entry], top })
+        let top = top.zip(packed.top_logprob[tops.clone()].iter().copied()).collect();
+        let logprob = packed.logprob[self.entry];
+        self.top = tops.end;
+        self.entry += 1;
+        Some(TokenLogprobs { logprob, top })
     }
 }
 
@@ -248,7 +268,13 @@ fn check_shape(plan: &Plan, output: &StepOutput) -> Result<(), String> {
     if let Some(error) = output.row_error.iter().find(|error| error.row as usize >= num_rows) {
         return Err(format!("row {} of {num_rows} failed", error.row));
     }
-    let Some(packed) = &output.logprobs else { return Ok(()) };
+    check_columns(output.logprobs.as_ref())?;
+    check_columns(output.prompt_logprobs.as_ref())
+}
+
+/// Refuses log-probabilities whose columns do not fit each other.
+fn check_columns(packed: Option<&Logprobs>) -> Result<(), String> {
+    let Some(packed) = packed else { return Ok(()) };
     let entries = packed.index.len();
     let tops: usize = packed.top_count.iter().map(|&count| count as usize).sum();
     let lengths = [packed.logprob.len(), packed.top_count.len()];

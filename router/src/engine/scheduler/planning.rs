@@ -255,6 +255,7 @@ impl Scheduler {
         sequence.num_indexed = num_hits;
         sequence.tables = tables;
         sequence.room = room;
+        sequence.scored_from = sequence.num_scored;
         if sequence.cached_tokens.is_none() {
             let queried = sequence.prompt_len();
             sequence.cached_tokens = Some(cached.min(queried) as u32);
@@ -301,7 +302,9 @@ impl Draft {
         self.step.row_len.push(len as u32);
         self.step.row_sample.push(u32::from(samples));
         let (id, run) = (sequence.id, sequence.run);
-        self.rows.push(PlannedRow { index, id, run, start, len, samples, is_void: false });
+        let first_scored = sequence.scored_from.max(start + 1);
+        let is_void = false;
+        self.rows.push(PlannedRow { index, id, run, start, len, samples, first_scored, is_void });
         sequence.num_computed += len;
         sequence.num_unconfirmed += len;
         sequence.num_promised += usize::from(samples);

@@ -64,8 +64,8 @@ impl Scheduler {
     /// How many leading blocks every group can serve; `found` gets them, per group, and anything at
     /// the places that a window does not need.
     fn find_prefix(&mut self, index: u32, found: &mut [Vec<BlockId>]) -> usize {
-        let num_tokens = self.sequences.get(index).tokens.len();
-        let mut num_hits = (num_tokens - 1) / self.limits.block_size as usize;
+        let max_cached = self.sequences.get(index).max_cached();
+        let mut num_hits = max_cached / self.limits.block_size as usize;
         for (number, places) in found.iter_mut().enumerate() {
             if !self.groups[number].has_window() {
                 places

@@ -43,6 +43,7 @@ fn request(prompt: Vec<u32>) -> NewSequence {
         seed: 0,
         choice: 0,
         cache_salt: None,
+        prompt_logprobs: false,
         grammar: None,
     }
 }

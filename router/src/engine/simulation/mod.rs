@@ -31,6 +31,8 @@ struct Client {
     expected: Vec<u32>,
     expected_finish: FinishReason,
     received: Vec<u32>,
+    /// The prompt's tokens that were reported.
+    scored: Vec<u32>,
     finish: Option<FinishReason>,
     was_aborted: bool,
     /// It may end with an error, because workers are made to die of it.
@@ -98,6 +100,7 @@ impl World {
                 expected,
                 expected_finish,
                 received: Vec::new(),
+                scored: Vec::new(),
                 finish: None,
                 was_aborted: false,
                 may_fail: false,
@@ -167,7 +170,11 @@ impl World {
             step.row_sample.remove(row);
         }
         let mut output = self.executor.execute(step);
-        skipped.iter().for_each(|&row| output.row_count.insert(row, 0));
+        for &row in &skipped {
+            output.row_count.insert(row, 0);
+            let scored = output.prompt_logprobs.iter_mut().flat_map(|packed| &mut packed.index);
+            scored.filter(|index| **index >= row as u32).for_each(|index| *index += 1);
+        }
         self.rows_not_run += skipped.len() as u64;
         if let Some(error) = output.row_error.first() {
             return Err(format!("the worker reports: {}", error.message));
@@ -209,7 +216,15 @@ impl World {
         if !is_first && event.cached_tokens.is_some() {
             return Err(format!("{id:?} hears of its cached tokens twice"));
         }
+        // The mock's likeliest token is the one that stands there.
+        client.scored.extend(event.prompt_logprobs.iter().map(|scored| scored.top[0].0));
         client.received.extend(&event.tokens);
+        let scores = client.request.prompt_logprobs.then(|| &client.request.prompt[1..]);
+        let all = scores.unwrap_or_default();
+        if !all.starts_with(&client.scored) || (!client.received.is_empty() && client.scored != all)
+        {
+            return Err(format!("{id:?} has scores of {:?}, not of {all:?}", client.scored));
+        }
         if !client.expected.starts_with(&client.received) {
             let (received, expected) = (&client.received, &client.expected);
             return Err(format!("{id:?} received {received:?}, undisturbed it is {expected:?}"));
@@ -296,6 +311,7 @@ fn request(prompt: &[u32], max_tokens: u32) -> NewSequence {
         seed: 7,
         choice: 0,
         cache_salt: None,
+        prompt_logprobs: false,
         grammar: None,
     }
 }

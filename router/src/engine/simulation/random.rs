@@ -7,6 +7,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::engine::SamplingParams;
 use crate::engine::scheduler::Stats;
 
 /// Runs this one seed instead of all.
@@ -240,6 +241,7 @@ impl Life {
         let more = self.rng.random_range(1..=8);
         prompt.extend(text(&mut self.rng, more));
         prompt.truncate(max_len);
+        let scores = self.rng.random_bool(0.1);
         let salts = [None, None, None, Some("a".into()), Some("b".into())];
         NewSequence {
             max_tokens: self.rng.random_range(1..=36),
@@ -247,6 +249,8 @@ impl Life {
             seed: self.rng.random_range(0..3),
             choice: self.rng.random_range(0..2),
             cache_salt: salts[self.rng.random_range(0..salts.len())].clone(),
+            prompt_logprobs: scores,
+            sampling: SamplingParams { logprobs: scores, top_logprobs: 1, ..Default::default() },
             grammar: None,
             ..request(&prompt, 1)
         }
