@@ -21,6 +21,8 @@ pub(crate) struct CompletionRequest {
 pub(crate) struct Prompts {
     prompts: Vec<PromptText>,
     add_special_tokens: bool,
+    /// What stands after the answer.
+    suffix: Option<String>,
 }
 
 #[derive(Debug)]
@@ -81,7 +83,13 @@ impl Prompts {
                 return Err(must_be("prompt", "a string, token ids, or a list of these", &other));
             }
         };
-        Ok(Prompts { prompts, add_special_tokens: fields.flag("add_special_tokens", true)? })
+        let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
+        let is_tokens = |prompt: &PromptText| matches!(prompt, PromptText::Tokens(_));
+        if suffix.is_some() && prompts.iter().any(is_tokens) {
+            return Err(ApiError::field("suffix", "needs prompts as strings, not as token ids"));
+        }
+        let add_special_tokens = fields.flag("add_special_tokens", true)?;
+        Ok(Prompts { prompts, add_special_tokens, suffix })
     }
 
     /// How many there are.
@@ -91,24 +99,33 @@ impl Prompts {
 
     /// Encodes them; takes milliseconds for long prompts.
     pub(crate) fn encode(
-        self,
+        &self,
         text: &TextModel,
         echo: bool,
     ) -> Result<Vec<EncodedPrompt>, ApiError> {
-        let encode = |prompt| match prompt {
+        let encode = |prompt: &PromptText| match prompt {
             PromptText::Text(prompt) => {
-                let tokens = text.encode(&prompt, self.add_special_tokens);
-                let tokens = tokens.map_err(|error| {
-                    ApiError::field("prompt", format!("cannot be encoded: {error}"))
-                })?;
-                Ok(EncodedPrompt { tokens, echo: if echo { prompt } else { String::new() } })
-            }
-            PromptText::Tokens(tokens) => {
-                let echo = if echo { decode(text, &tokens) } else { String::new() };
+                let tokens = self.encode_text(text, prompt)?;
+                let echo = if echo { prompt.clone() } else { String::new() };
                 Ok(EncodedPrompt { tokens, echo })
             }
+            PromptText::Tokens(tokens) => {
+                let echo = if echo { decode(text, tokens) } else { String::new() };
+                Ok(EncodedPrompt { tokens: tokens.clone(), echo })
+            }
         };
-        self.prompts.into_iter().map(encode).collect()
+        self.prompts.iter().map(encode).collect()
+    }
+
+    fn encode_text(&self, text: &TextModel, prompt: &str) -> Result<Vec<u32>, ApiError> {
+        let tokens = match &self.suffix {
+            None => text.encode(prompt, self.add_special_tokens).map(Some),
+            Some(suffix) => text.encode_infill(prompt, suffix, self.add_special_tokens),
+        };
+        let refused = |error| ApiError::field("prompt", format!("cannot be encoded: {error}"));
+        tokens.map_err(refused)?.ok_or_else(|| {
+            ApiError::field("suffix", "cannot be used: this model was not made to fill in")
+        })
     }
 }
 

@@ -210,7 +210,7 @@ const UNSUPPORTED: &[(&str, IsNeutral)] = &[
     ("length_penalty", |value| is_number(value, 1.0)),
     ("no_repeat_ngram_size", |value| is_number(value, 0.0)),
     ("use_beam_search", is_false),
-    ("suffix", |value| *value == ""),
+    ("priority", |value| is_number(value, 0.0)),
     ("prompt_logprobs", is_false),
     ("logits_processors", is_empty),
     ("allowed_token_ids", never),

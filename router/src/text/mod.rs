@@ -14,6 +14,7 @@ mod decode;
 mod defaults;
 #[cfg(test)]
 mod fixtures;
+mod infill;
 mod pool;
 mod stop;
 mod template;
@@ -38,6 +39,7 @@ pub use template::{ChatPrompt, TemplateError};
 
 use constraint::Checker;
 use defaults::Ignored;
+use infill::Infill;
 use template::{ChatTemplates, Globals, JsonFile};
 use tokenizer::TextTokenizer;
 
@@ -52,6 +54,7 @@ pub struct TextModel {
     /// The id that begins a text, where the checkpoint names one.
     bos_token_id: Option<u32>,
     constraints: Checker,
+    infill: Option<Infill>,
 }
 
 /// What an operator says in place of a checkpoint's own files.
@@ -147,8 +150,8 @@ impl TextModel {
         let globals = Globals { special_tokens, kwargs: overrides.chat_template_kwargs };
         let templates = ChatTemplates::load(read, given, own, globals)?;
         let constraints = Checker::new(tokenizer.special_tokens());
-        let tokenizer = Arc::new(tokenizer);
-        Ok(TextModel { tokenizer, templates, defaults, bos_token_id, constraints })
+        let (infill, tokenizer) = (Infill::find(&tokenizer), Arc::new(tokenizer));
+        Ok(TextModel { tokenizer, templates, defaults, bos_token_id, constraints, infill })
     }
 
     /// For dummy weights without a tokenizer: an id below 256 is that byte, any other id reads
@@ -160,6 +163,7 @@ impl TextModel {
             defaults: GenerationDefaults::default(),
             bos_token_id: None,
             constraints: Checker::new(Vec::new()),
+            infill: None,
         }
     }
 
@@ -181,6 +185,20 @@ impl TextModel {
             ids.remove(0);
         }
         Ok(ids)
+    }
+
+    /// The ids of a prompt whose answer belongs between `before` and `after`; `None` for a model
+    /// that was not made to fill in.
+    pub fn encode_infill(
+        &self,
+        before: &str,
+        after: &str,
+        add_special_tokens: bool,
+    ) -> Result<Option<Vec<u32>>, TextError> {
+        let Some(infill) = &self.infill else { return Ok(None) };
+        let beginning = if add_special_tokens { self.encode("", true)? } else { Vec::new() };
+        let (before, after) = (self.encode(before, false)?, self.encode(after, false)?);
+        Ok(Some(infill.prompt(&beginning, &before, &after)))
     }
 
     /// The prompt that the model's chat template makes of a conversation.

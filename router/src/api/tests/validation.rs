@@ -128,7 +128,7 @@ async fn a_field_that_would_change_the_answer_and_is_not_there_yet_is_refused_by
         ("no_repeat_ngram_size", json!(3)),
         ("length_penalty", json!(2)),
         ("best_of", json!(2)),
-        ("suffix", json!("end")),
+        ("priority", json!(1)),
         ("prompt_logprobs", json!(0)),
         ("functions", json!([{"name": "f"}])),
         ("function_call", json!({"name": "f"})),
@@ -247,6 +247,8 @@ async fn every_rule_of_a_prompt_names_the_place_the_rule_and_the_value() {
         (json!({"logprobs": 21}), "logprobs", "from 0 to 20, not 21"),
         (json!({"logprobs": true}), "logprobs", "an integer"),
         (json!({"max_tokens": 0}), "max_tokens", "(0) needs echo: true"),
+        (json!({"suffix": "end"}), "suffix", "not made to fill in"),
+        (json!({"suffix": "end", "prompt": [5]}), "suffix", "not as token ids"),
         (json!({"min_tokens": 17}), "min_tokens", "(17) exceeds the tokens to generate (16)"),
     ];
     let cases: Vec<_> =
