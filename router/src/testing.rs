@@ -199,7 +199,7 @@ impl ScriptedEngine {
 }
 
 pub(crate) fn event(id: SequenceId, tokens: Vec<u32>, finish: Option<FinishReason>) -> Event {
-    Event { id, tokens, logprobs: Vec::new(), cached_tokens: None, finish }
+    Event { id, tokens, logprobs: Vec::new(), cached_tokens: None, waited: None, finish }
 }
 
 /// The token itself and the ones after it, each half as likely.

@@ -11,7 +11,7 @@ use crate::generate::{Finish, FinishKind, TokenEntry};
 use crate::text::TextModel;
 
 /// Log-probabilities below this are shown as this: JSON has no infinity.
-const LOWEST_LOGPROB: f32 = -9999.0;
+pub(crate) const LOWEST_LOGPROB: f32 = -9999.0;
 
 /// Which of the two shapes an answer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,7 @@ pub(crate) struct WholeChoice {
 /// OpenAI's word for an end; `None` where it is an error.
 pub(crate) fn finish_reason(finish: &Finish) -> Option<&'static str> {
     match finish.kind {
-        FinishKind::Stop => Some("stop"),
+        FinishKind::Stop(_) => Some("stop"),
         FinishKind::Length => Some("length"),
         FinishKind::Failed(_) | FinishKind::Interrupted(_) => None,
     }

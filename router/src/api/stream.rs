@@ -170,6 +170,6 @@ pub(crate) fn failure(finish: &Finish) -> ApiError {
     match &finish.kind {
         FinishKind::Interrupted(reason) => ApiError::Interrupted(reason.clone()),
         FinishKind::Failed(reason) => ApiError::Failed(reason.clone()),
-        FinishKind::Stop | FinishKind::Length => ApiError::Internal,
+        FinishKind::Stop(_) | FinishKind::Length => ApiError::Internal,
     }
 }

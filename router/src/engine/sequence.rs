@@ -51,6 +51,8 @@ pub(super) struct Sequence {
     pub(super) run: u32,
     /// Prompt tokens found in the prefix cache at the first admission.
     pub(super) cached_tokens: Option<u32>,
+    /// From its arrival to its first admission.
+    pub(super) waited: Duration,
     pub(super) suspicion: Suspicion,
     has_reported: bool,
     /// Keys of the leading blocks, the root first; a text only grows, so they stay true.
@@ -77,6 +79,7 @@ impl Sequence {
             num_in_flight: 0,
             run: 0,
             cached_tokens: None,
+            waited: Duration::ZERO,
             suspicion: Suspicion::default(),
             has_reported: false,
             keys: vec![root],
@@ -178,6 +181,7 @@ impl Sequence {
             tokens,
             logprobs: Vec::new(),
             cached_tokens: is_first.then(|| self.cached_tokens.unwrap_or(0)),
+            waited: is_first.then_some(self.waited),
             finish,
         }
     }

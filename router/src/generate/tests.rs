@@ -66,7 +66,8 @@ async fn a_stop_string_ends_the_text_before_it_and_aborts_the_sequence() {
         assert_eq!(engine.aborted().await, id);
         let (text, _, finish) = read(&mut generation).await;
         assert_eq!((text.as_str(), finish.num_tokens), (*seen, *num_tokens), "{said:?}");
-        assert_eq!(finish.kind, FinishKind::Stop);
+        let FinishKind::Stop(StopCause::Text(found)) = finish.kind else { panic!("{finish:?}") };
+        assert!(stop.contains(&&*found), "{found:?}");
     }
 }
 
@@ -78,7 +79,9 @@ async fn what_a_stop_string_held_back_is_shown_at_the_end() {
     engine.say(id, "xxab", Some(FinishReason::StopToken(EOS)));
     let (text, _, finish) = read(&mut generation).await;
     assert_eq!(text, "xxab");
-    assert_eq!(finish, Finish { kind: FinishKind::Stop, num_tokens: 5, cached_tokens: 0 });
+    let kind = FinishKind::Stop(StopCause::Token { token: EOS, logprobs: None });
+    let waited = Duration::ZERO;
+    assert_eq!(finish, Finish { kind, num_tokens: 5, cached_tokens: 0, waited });
 }
 
 #[tokio::test]
