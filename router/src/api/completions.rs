@@ -103,7 +103,7 @@ impl Prompts {
                 Ok(EncodedPrompt { tokens, echo: if echo { prompt } else { String::new() } })
             }
             PromptText::Tokens(tokens) => {
-                let echo = if echo { decode(text, &tokens) } else { String::new() };
+                let echo = if echo { text.decode(&tokens, true) } else { String::new() };
                 Ok(EncodedPrompt { tokens, echo })
             }
         };
@@ -124,12 +124,4 @@ impl PromptText {
             }
         }
     }
-}
-
-fn decode(text: &TextModel, tokens: &[u32]) -> String {
-    let mut decoder = text.decoder(true);
-    let mut decoded = String::new();
-    tokens.iter().for_each(|token| decoder.push(*token, &mut decoded));
-    decoder.finish(&mut decoded);
-    decoded
 }

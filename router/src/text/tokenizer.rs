@@ -20,6 +20,17 @@ use super::pool::panic_text;
 /// A vocabulary whose largest id is beyond this is a broken file, not a table to allocate.
 const MAX_TOKEN_ID: u32 = 1 << 22;
 
+/// A token and the characters of the text that it stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenSpan {
+    /// The token.
+    pub id: u32,
+    /// Its first character; 0, as `stop`, for a token that the tokenizer added.
+    pub start: usize,
+    /// The character after its last.
+    pub stop: usize,
+}
+
 /// Text to ids and ids to bytes.
 pub(super) struct TextTokenizer {
     /// `None`: ids below 256 are bytes ([`TextTokenizer::bytes`]).
@@ -102,6 +113,30 @@ impl TextTokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    pub(super) fn encode_spans(
+        &self,
+        text: &str,
+        special: bool,
+    ) -> Result<Vec<TokenSpan>, TextError> {
+        let Some(tokenizer) = &self.tokenizer else {
+            let bytes = |(start, c): (usize, char)| {
+                let id = move |byte: &u8| TokenSpan { id: (*byte).into(), start, stop: start + 1 };
+                c.encode_utf8(&mut [0; 4]).as_bytes().iter().map(id).collect::<Vec<_>>()
+            };
+            return Ok(text.chars().enumerate().flat_map(bytes).collect());
+        };
+        let encoding = tokenizer
+            .encode_char_offsets(text, special)
+            .map_err(|error| TextError::Encode(error.to_string()))?;
+        let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
+        Ok(tokens.map(|(&id, &(start, stop))| TokenSpan { id, start, stop }).collect())
+    }
+
+    /// How the vocabulary spells a token.
+    pub(super) fn token_name(&self, id: u32) -> Option<String> {
+        self.tokenizer.as_ref()?.id_to_token(id)
+    }
+
     /// The id of a token by its exact content.
     pub(super) fn token_id(&self, token: &str) -> Option<u32> {
         self.tokenizer.as_ref()?.token_to_id(token)
@@ -120,6 +155,15 @@ impl TextTokenizer {
         let added = tokenizer.get_added_vocabulary();
         let token = added.simple_id_to_token(id).or_else(|| tokenizer.id_to_token(id));
         token.is_some_and(|token| !skip_special_tokens || !added.is_special_token(&token))
+    }
+
+    /// Whether a token leaves something in a text only where special tokens are asked for.
+    pub(super) fn is_special(&self, id: u32) -> bool {
+        match &self.detokenizer {
+            Detokenizer::Table(table) => table.is_special(id),
+            Detokenizer::Bytes => false,
+            Detokenizer::Crate => self.is_visible(id, false) && !self.is_visible(id, true),
+        }
     }
 
     /// The bytes of one id, wherever in a text it may stand.
