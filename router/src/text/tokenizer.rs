@@ -417,6 +417,34 @@ mod tests {
     }
 
     #[test]
+    fn a_token_has_a_place_in_the_text_a_spelling_and_a_rank() {
+        let byte_level = load(&testing::byte_level());
+        let spans = byte_level.encode_spans("a\u{1f680}<|im_end|>", true).unwrap();
+        let places: Vec<_> = spans.iter().map(|span| (span.start, span.stop)).collect();
+        // The rocket is cut into the tokens of its bytes.
+        assert_eq!((places[0], *places.last().unwrap()), ((0, 1), (2, 12)));
+        assert!(spans.len() > 3 && places[1..places.len() - 1].iter().all(|at| *at == (1, 2)));
+        let ids: Vec<u32> = spans.iter().map(|span| span.id).collect();
+        assert_eq!(ids, byte_level.encode("a\u{1f680}<|im_end|>", true).unwrap());
+        let is_special: Vec<bool> = ids.iter().map(|id| byte_level.is_special(*id)).collect();
+        assert_eq!(is_special.iter().position(|special| *special), Some(ids.len() - 1));
+
+        let sentencepiece = load(&testing::sentencepiece());
+        let bos = sentencepiece.encode_spans("the", true).unwrap()[0];
+        assert_eq!((bos.start, bos.stop, sentencepiece.is_special(bos.id)), (0, 0, true));
+        let the = sentencepiece.token_id("▁the").unwrap();
+        assert_eq!(sentencepiece.token_name(the).as_deref(), Some("▁the"));
+        let word_piece = load(&testing::word_piece());
+        assert!(!word_piece.is_special(1) && !word_piece.is_special(9_999));
+
+        let bytes = TextTokenizer::bytes();
+        let places = bytes.encode_spans("a\u{e9}", true).unwrap();
+        let expected = [(97, 0, 1), (0xc3, 1, 2), (0xa9, 1, 2)];
+        assert_eq!(places, expected.map(|(id, start, stop)| TokenSpan { id, start, stop }));
+        assert!(!bytes.is_special(300) && bytes.token_name(97).is_none());
+    }
+
+    #[test]
     fn a_broken_tokenizer_is_refused_with_its_file() {
         let huge = testing::byte_level().replace("\"ðŁ\":260", "\"ðŁ\":4294967294");
         for (json, reason) in [("{", "EOF"), (huge.as_str(), "exceeds the limit")] {
