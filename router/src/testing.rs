@@ -192,7 +192,11 @@ impl ScriptedEngine {
                 if sequence.sampling.logprobs {
                     event.logprobs = vec![logprobs(token, sequence.sampling.top_logprobs)];
                 }
+                let has_ended = event.finish.is_some();
                 self.step(vec![event]);
+                if has_ended {
+                    break;
+                }
             }
         }
     }

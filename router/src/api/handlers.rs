@@ -193,6 +193,7 @@ impl App {
         let (stream, include_usage) = (options.stream, options.include_usage);
         let num_choices = options.num_choices as usize;
         let logprobs = options.sampling.logprobs.then_some(options.sampling.top_logprobs > 0);
+        let own_stops = options.stop_token_ids.clone();
         let mut request = self.generation(&info, options, fitting);
         request.continues_prompt = shape == Shape::Completion;
         let generation = self.generator.submit(places, &request)?;
@@ -201,6 +202,7 @@ impl App {
         } else {
             ChunkWriter::for_body(&envelope, self.text.clone())
         };
+        let writer = writer.with_stop_token_ids(own_stops);
         let writer = match logprobs {
             Some(top) => writer.with_logprobs(top),
             None => writer,

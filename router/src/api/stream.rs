@@ -91,7 +91,7 @@ impl WriteEvents for OpenAiEvents {
             self.plan.usage.count(index, self.plan.num_choices, finish);
             match finish_reason(finish) {
                 Some(reason) => {
-                    writer.end(out, index, reason);
+                    writer.end(out, index, reason, finish);
                     self.num_running -= 1;
                 }
                 None => {

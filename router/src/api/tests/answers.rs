@@ -50,6 +50,7 @@ async fn a_whole_chat_answer_has_openais_shape() {
                 "message": {"role": "assistant", "content": text, "refusal": null},
                 "logprobs": null,
                 "finish_reason": "stop",
+                "stop_reason": null,
             }],
             "usage": {
                 "prompt_tokens": CHAT_TOKENS, "completion_tokens": tokens,
@@ -68,7 +69,7 @@ async fn a_whole_completion_has_openais_shape() {
     let mut answer = server.post(COMPLETIONS, &body).await.json();
     assert!(answer["id"].take().as_str().unwrap().starts_with("cmpl-"));
     answer["created"].take();
-    let choice = |index: usize, text: &str| json!({"index": index, "text": text, "logprobs": null, "finish_reason": "length"});
+    let choice = |index: usize, text: &str| json!({"index": index, "text": text, "logprobs": null, "finish_reason": "length", "stop_reason": null});
     assert_eq!(
         answer,
         json!({
@@ -114,7 +115,9 @@ async fn a_chat_stream_is_role_then_content_then_end_then_usage() {
         let choice = |delta: Value, reason: Value| json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason}]);
         let first = choice(json!({"role": "assistant", "content": ""}), Value::Null);
         assert_eq!(events[0]["choices"], first);
-        assert_eq!(events.last().unwrap()["choices"], choice(json!({}), json!("length")));
+        let mut last = choice(json!({}), json!("length"));
+        last[0]["stop_reason"] = Value::Null;
+        assert_eq!(events.last().unwrap()["choices"], last);
         let middle = &events[1..events.len() - 1];
         let content =
             |event: &Value| event["choices"][0]["delta"]["content"].as_str().unwrap().to_owned();
@@ -148,8 +151,9 @@ async fn a_stream_says_what_the_whole_answer_says() {
                 .map(|event| &event["choices"][0])
                 .filter(|part| part["index"] == choice["index"])
                 .collect();
-            let reason = &parts.last().unwrap()["finish_reason"];
-            assert_eq!(reason, &choice["finish_reason"], "{body}");
+            for field in ["finish_reason", "stop_reason"] {
+                assert_eq!(parts.last().unwrap()[field], choice[field], "{field} of {body}");
+            }
             let text = |part: &&Value| {
                 let text = part["delta"].get("content").unwrap_or(&part["text"]);
                 text.as_str().unwrap_or_default().to_owned()
@@ -166,6 +170,26 @@ async fn a_stream_says_what_the_whole_answer_says() {
                     .collect();
                 assert_eq!(json!(parts), *whole, "{list} of {body}");
             }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_choice_says_which_stop_of_the_request_ended_it() {
+    let server = start_answering(|_| (), |_| "a b".into()).await;
+    for (fields, reason, stop_reason) in [
+        (json!({}), "stop", json!(null)),
+        (json!({"stop": ["zz", " "]}), "stop", json!(" ")),
+        (json!({"stop_token_ids": [32]}), "stop", json!(32)),
+        (json!({"max_tokens": 2}), "length", json!(null)),
+    ] {
+        for (path, body) in
+            [(CHAT, chat(fields.clone())), (COMPLETIONS, completion(json!("p"), fields))]
+        {
+            let answer = server.post(path, &body).await.json();
+            let choice = &answer["choices"][0];
+            assert_eq!(choice["finish_reason"], reason, "{body}");
+            assert_eq!(choice["stop_reason"], stop_reason, "{body}");
         }
     }
 }
