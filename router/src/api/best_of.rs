@@ -9,6 +9,24 @@ pub(crate) fn best_first(mut choices: Vec<WholeChoice>) -> Vec<WholeChoice> {
     choices
 }
 
+/// The best `num_returned` of every `num_generated` choices, those of one prompt.
+pub(crate) fn best_of_each(
+    choices: Vec<WholeChoice>,
+    num_generated: usize,
+    num_returned: usize,
+) -> Vec<WholeChoice> {
+    if num_generated == num_returned {
+        return choices;
+    }
+    let mut left = choices.into_iter();
+    let mut best = Vec::new();
+    while left.len() > 0 {
+        let choices = left.by_ref().take(num_generated).collect();
+        best.extend(best_first(choices).into_iter().take(num_returned));
+    }
+    best
+}
+
 /// Counts the token that ended the text too. Below everything where no token was reported.
 fn mean_logprob(choice: &WholeChoice) -> f64 {
     let ending = match choice.finish.as_ref().map(|finish| &finish.kind) {

@@ -17,6 +17,7 @@ use tracing::error;
 use uuid::Uuid;
 
 use super::App;
+use super::best_of::best_of_each;
 use super::chat::ChatRequest;
 use super::chunks::{ChunkWriter, Envelope, Shape, Usage, WholeChoice, finish_reason};
 use super::completions::{CompletionRequest, EncodedPrompt};
@@ -58,6 +59,8 @@ struct Encoded {
     /// The field that an error about the prompt names.
     field: &'static str,
     prompts: Vec<EncodedPrompt>,
+    /// Choices per prompt that are returned, of those that are generated.
+    num_returned: u32,
 }
 
 pub(crate) async fn chat(
@@ -80,19 +83,22 @@ impl App {
     pub(super) async fn chat(&self, received: Received) -> Result<Response, ApiError> {
         let ChatRequest { options, conversation } =
             ChatRequest::read(&received.body, &self.rules(&received.info))?;
-        let places = self.admit(&options, 1)?;
+        let places = self.admit("n", options.num_choices, 1)?;
         let tokens = self.encode(move |text| conversation.encode(text)).await??;
         let prompts = vec![EncodedPrompt { tokens, echo: String::new() }];
-        let encoded = Encoded { shape: Shape::Chat, field: "messages", prompts };
+        let num_returned = options.num_choices;
+        let encoded = Encoded { shape: Shape::Chat, field: "messages", prompts, num_returned };
         self.answer(received, options, places, encoded).await
     }
 
     pub(super) async fn completions(&self, received: Received) -> Result<Response, ApiError> {
-        let CompletionRequest { options, prompts, echo } =
+        let CompletionRequest { options, prompts, echo, num_returned } =
             CompletionRequest::read(&received.body, &self.rules(&received.info))?;
-        let places = self.admit(&options, prompts.len())?;
+        let field = if options.num_choices == num_returned { "n" } else { "best_of" };
+        let places = self.admit(field, options.num_choices, prompts.len())?;
         let prompts = self.encode(move |text| prompts.encode(text, echo)).await??;
-        let encoded = Encoded { shape: Shape::Completion, field: "prompt", prompts };
+        let (shape, field) = (Shape::Completion, "prompt");
+        let encoded = Encoded { shape, field, prompts, num_returned };
         self.answer(received, options, places, encoded).await
     }
 
@@ -130,16 +136,21 @@ impl App {
         }
     }
 
-    /// Takes a place for every choice of every prompt.
-    pub(super) fn admit(&self, options: &Options, num_prompts: usize) -> Result<Places, ApiError> {
+    /// Takes a place for every choice of every prompt; `field` says how many choices.
+    pub(super) fn admit(
+        &self,
+        field: &'static str,
+        num_choices: u32,
+        num_prompts: usize,
+    ) -> Result<Places, ApiError> {
         let (count, limit) =
-            (options.num_choices as usize * num_prompts, self.limits.max_concurrent_requests);
+            (num_choices as usize * num_prompts, self.limits.max_concurrent_requests);
         if count > limit {
             let rule = format!(
-                "({}) times the number of prompts ({num_prompts}) must not exceed {limit}",
-                options.num_choices
+                "({num_choices}) times the number of prompts ({num_prompts}) must not exceed \
+                 {limit}"
             );
-            return Err(ApiError::field("n", rule));
+            return Err(ApiError::field(field, rule));
         }
         Ok(self.generator.admit(count)?)
     }
@@ -162,12 +173,12 @@ impl App {
     async fn answer(
         &self,
         received: Received,
-        options: Options,
+        mut options: Options,
         places: Places,
         encoded: Encoded,
     ) -> Result<Response, ApiError> {
         let Received { info, in_flight, .. } = received;
-        let Encoded { shape, field, prompts } = encoded;
+        let Encoded { shape, field, prompts, num_returned } = encoded;
         let mut echoes = Vec::new();
         let mut usage = Usage::default();
         let mut fitting = Vec::with_capacity(prompts.len());
@@ -193,6 +204,8 @@ impl App {
         let (stream, include_usage) = (options.stream, options.include_usage);
         let num_choices = options.num_choices as usize;
         let logprobs = options.sampling.logprobs.then_some(options.sampling.top_logprobs > 0);
+        // The best are found by them.
+        options.sampling.logprobs |= num_returned < options.num_choices;
         let own_stops = options.stop_token_ids.clone();
         let mut request = self.generation(&info, options, fitting);
         request.continues_prompt = shape == Shape::Completion;
@@ -212,7 +225,7 @@ impl App {
             let events = OpenAiEvents::new(plan);
             return Ok(streamed(EventStream::new(generation, events, self.keep_alive, in_flight)));
         }
-        let response = whole(generation, plan).await;
+        let response = whole(generation, plan, num_returned as usize).await;
         drop(in_flight);
         response
     }
@@ -354,7 +367,11 @@ pub(super) fn streamed<W: WriteEvents>(events: EventStream<W>) -> Response {
     response
 }
 
-async fn whole(generation: Generation, plan: StreamPlan) -> Result<Response, ApiError> {
+async fn whole(
+    generation: Generation,
+    plan: StreamPlan,
+    num_returned: usize,
+) -> Result<Response, ApiError> {
     let StreamPlan { writer, mut usage, num_choices, echoes, .. } = plan;
     let choices = gather(generation, echoes).await?;
     for (index, choice) in choices.iter().enumerate() {
@@ -362,6 +379,7 @@ async fn whole(generation: Generation, plan: StreamPlan) -> Result<Response, Api
             usage.count(index, num_choices, finish);
         }
     }
+    let choices = best_of_each(choices, num_choices, num_returned);
     let mut body = BytesMut::new();
     writer.body(&mut body, &choices, &usage);
     Ok(json_answer(body.freeze()))

@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::engine::FinishReason;
+use crate::testing::{event, logprobs, tokens};
 
 /// What the scripted model answers: another text for every choice, in more than ASCII.
 fn text_of(sequence: &NewSequence) -> String {
@@ -195,6 +197,33 @@ async fn a_choice_says_which_stop_of_the_request_ended_it() {
 }
 
 #[tokio::test]
+async fn the_best_of_several_completions_are_the_likeliest_and_all_of_them_are_counted() {
+    let (server, mut engine) = start(|_| ()).await;
+    let body = completion(json!(["x", "y"]), json!({"n": 2, "best_of": 3}));
+    let request = server.post(COMPLETIONS, &body);
+    let answer = async {
+        for (text, logprob) in
+            [("aa", -0.9), ("b", -0.2), ("cc", -0.5), ("dd", -0.1), ("e", -0.3), ("ff", -0.7)]
+        {
+            let (id, _) = engine.added().await;
+            let mut last = event(id, tokens(text), Some(FinishReason::Length));
+            last.logprobs = last.tokens.iter().map(|token| logprobs(*token, 0)).collect();
+            last.logprobs.iter_mut().for_each(|reported| reported.logprob = logprob);
+            engine.step(vec![last]);
+        }
+    };
+    let (answer, ()) = tokio::join!(request, answer);
+    let answer = answer.json();
+    let choices = answer["choices"].as_array().unwrap();
+    let texts: Vec<&Value> = choices.iter().map(|choice| &choice["text"]).collect();
+    assert_eq!(texts, ["b", "cc", "dd", "e"]);
+    for (index, choice) in choices.iter().enumerate() {
+        assert_eq!((&choice["index"], &choice["logprobs"]), (&json!(index), &Value::Null));
+    }
+    assert_eq!(answer["usage"]["completion_tokens"], 10);
+}
+
+#[tokio::test]
 async fn logprobs_have_openais_shapes() {
     let server = start_answering(|_| (), |_| "a\u{e9}".into()).await;
     let fields = json!({"logprobs": true, "top_logprobs": 1});
@@ -234,7 +263,7 @@ async fn a_final_message_can_be_continued() {
     let request = server.send(post(CHAT, body.to_string()));
     let answer = async {
         let (id, sequence) = engine.added().await;
-        engine.say(id, "x", Some(crate::engine::FinishReason::Length));
+        engine.say(id, "x", Some(FinishReason::Length));
         sequence
     };
     let (_, sequence) = tokio::join!(request, answer);
@@ -253,7 +282,7 @@ async fn equal_prompts_of_a_request_without_a_seed_are_drawn_differently() {
             for _ in 0..4 {
                 let (id, sequence) = engine.added().await;
                 drawn.push((sequence.seed, sequence.choice));
-                engine.say(id, "", Some(crate::engine::FinishReason::Length));
+                engine.say(id, "", Some(FinishReason::Length));
             }
             drawn
         };

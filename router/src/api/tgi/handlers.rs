@@ -96,7 +96,7 @@ impl App {
         let Received { body, info, in_flight, arrived } = received;
         let request = GenerateRequest::read(Fields::parse(&body)?, &self.rules(&info), form)?;
         let stream = request.options.stream;
-        let places = self.admit(&request.options, 1)?;
+        let places = self.admit("best_of", request.options.num_choices, 1)?;
         let (generation, plan) = self.start(&info, request, places).await?;
         let clock = Clock { arrived, submitted: Instant::now() };
         if stream {
