@@ -20,7 +20,10 @@ pub(crate) fn run(args: &HealthArgs) -> anyhow::Result<()> {
         Some(url) => url.strip_prefix("http://").unwrap_or(url).to_owned(),
         None => {
             let variable = |name| std::env::var(name).unwrap_or_default();
-            local_address(&variable("HOSTNAME"), &variable("PORT"))?.to_string()
+            // Vertex AI's port wins, as it does for the server.
+            let ports = [variable("AIP_HTTP_PORT"), variable("PORT")];
+            let port = ports.iter().find(|port| !port.trim().is_empty());
+            local_address(&variable("HOSTNAME"), port.map_or("", |port| port))?.to_string()
         }
     };
     let status =

@@ -124,6 +124,15 @@ pub(crate) fn name(args: &ModelArgs) -> String {
     }
 }
 
+/// The commit of a model that is in the hub's cache.
+pub(crate) fn commit(args: &ModelArgs) -> Option<String> {
+    let directory = Path::new(args.model_id.as_deref()?);
+    let name = directory.file_name()?.to_str()?;
+    let is_commit = name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_cached = directory.parent()?.ends_with("snapshots");
+    (is_commit && is_cached).then(|| name.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +177,16 @@ mod tests {
             std::fs::write(dir.path().join(file), "{}").unwrap();
         }
         assert!(matches!(source(&args(dir.path())), Ok(ModelSource::Directory(_))));
+    }
+
+    #[test]
+    fn a_model_of_the_hub_has_a_commit_and_another_has_none() {
+        let sha = "0123456789abcdef0123456789abcdef01234567";
+        let cached = format!("/data/hub/models--a--b/snapshots/{sha}");
+        assert_eq!(commit(&args(Path::new(&cached))).as_deref(), Some(sha));
+        for path in [format!("/models/{sha}"), "/data/snapshots/main".into(), "/".into()] {
+            assert_eq!(commit(&args(Path::new(&path))), None, "{path}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use anyhow::{Context, anyhow};
 use millstream_backends::ModelSource;
 use millstream_proto::WorkerInfo;
 use millstream_router::text::{TextModel, TextOverrides};
-use millstream_router::{EngineConfig, RequestLimits, RouterConfig, WorkerLink};
+use millstream_router::{Deployment, EngineConfig, RequestLimits, RouterConfig, WorkerLink};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -80,7 +80,8 @@ async fn serve(args: ServeArgs, started: Instant) -> anyhow::Result<()> {
     let text =
         tokio::task::spawn_blocking(move || load_text(source, overrides, allows_no_tokenizer));
     let generation_config = args.generation_config;
-    let config = router_config(args, address, started);
+    let mut config = router_config(args, address, started);
+    config.deployment.model_sha = model::commit(&local);
     let router = async {
         let text = text.await.context("loading the tokenizer failed")??;
         let text = match generation_config {
@@ -261,7 +262,15 @@ fn router_config(args: ServeArgs, address: SocketAddr, started: Instant) -> Rout
         question: question(&args.model),
         on_stdout: !args.log.is_json(),
     };
+    let deployment = Deployment {
+        compute_type: args.deployment.compute_type,
+        predict_route: args.deployment.aip_predict_route,
+        health_route: args.deployment.aip_health_route,
+        build_sha: Some(env!("MILLSTREAM_COMMIT").to_owned()).filter(|sha| sha != "unknown"),
+        ..Deployment::default()
+    };
     RouterConfig {
+        deployment,
         api_key: args.server.api_key.map(|key| key.0),
         cors_allow_origin: args.server.cors_allow_origin,
         limits,

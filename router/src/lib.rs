@@ -16,7 +16,7 @@ mod starting;
 mod testing;
 pub mod text;
 
-pub use api::config::{OnReady, RequestLimits, RouterConfig};
+pub use api::config::{Deployment, OnReady, RequestLimits, RouterConfig};
 pub use api::cors::{InvalidOrigin, Origin};
 pub use engine::core::EngineConfig;
 pub use engine::run::WorkerLink;

@@ -148,6 +148,8 @@ fn status_text(status: u16) -> &'static str {
         408 => "408",
         413 => "413",
         415 => "415",
+        422 => "422",
+        424 => "424",
         429 => "429",
         500 => "500",
         503 => "503",
@@ -202,13 +204,13 @@ impl GenerationMetrics {
 
     pub(crate) fn finished(&self, kind: &FinishKind) {
         let reason = match kind {
-            FinishKind::Stop => "stop",
+            FinishKind::Stop(_) => "stop",
             FinishKind::Length => "length",
             FinishKind::Failed(_) => "failed",
             FinishKind::Interrupted(_) => "interrupted",
         };
         self.finished.with_label_values(&[reason]).inc();
-        if matches!(kind, FinishKind::Stop | FinishKind::Length) {
+        if matches!(kind, FinishKind::Stop(_) | FinishKind::Length) {
             self.tgi_success.inc();
         }
     }
@@ -346,6 +348,6 @@ mod tests {
             metrics.http.answered("other", status, false);
         }
         let series = metrics.render().lines().filter(|l| l.contains("route=\"other\"")).count();
-        assert!(series <= 14, "{series} series");
+        assert!(series <= 16, "{series} series");
     }
 }

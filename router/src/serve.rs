@@ -115,6 +115,8 @@ fn app(
         generator,
         metrics,
         encoders: EncoderPool::new(text.clone(), config.validation_workers),
+        validation_workers: config.validation_workers,
+        deployment: config.deployment,
         text,
         drain: Drain::new(),
         limits: config.limits,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use serde_json::json;
@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::api::error::ApiError;
-use crate::api::{health, listen};
+use crate::api::{health, listen, refuse};
 
 /// Says what is being done, in words for whoever asks.
 pub type Reason = Arc<dyn Fn() -> String + Send + Sync>;
@@ -44,12 +44,13 @@ pub async fn while_starting<T>(
 async fn answer(State(reason): State<Reason>, request: Request) -> Response {
     match request.uri().path() {
         "/live" => health::live().await,
-        "/health" => health::unhealthy(),
+        "/health" | "/ping" => health::unhealthy(),
+        "/" if request.method() == Method::GET => health::unhealthy(),
         "/ready" => {
             let body = Json(json!({"status": "not ready", "reason": reason()}));
             (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
         }
-        _ => ApiError::Loading(reason()).into_response(),
+        path => refuse(path, ApiError::Loading(reason())),
     }
 }
 
@@ -76,7 +77,7 @@ mod tests {
         let reason: Reason = Arc::new(|| "downloading: 43 %".into());
         let questions = async {
             let mut answers = Vec::new();
-            for path in ["/live", "/health", "/ready", "/v1/models"] {
+            for path in ["/live", "/health", "/ping", "/", "/ready", "/v1/models", "/info"] {
                 answers.push(ask(address, path).await);
             }
             answers
@@ -87,8 +88,11 @@ mod tests {
         let expected = [
             ("200", "alive"),
             ("503", "unhealthy"),
+            ("503", "unhealthy"),
+            ("503", "unhealthy"),
             ("503", "\"reason\":\"downloading: 43 %\""),
             ("503", "the model is not ready yet: downloading: 43 %"),
+            ("503", "\"error_type\":\"healthcheck\""),
         ];
         for ((status, part), answer) in expected.into_iter().zip(answers) {
             assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");

@@ -202,7 +202,11 @@ impl ScriptedEngine {
                 if sequence.sampling.logprobs {
                     event.logprobs = vec![logprobs(token, sequence.sampling.top_logprobs)];
                 }
+                let has_ended = event.finish.is_some();
                 self.step(vec![event]);
+                if has_ended {
+                    break;
+                }
             }
         }
     }
@@ -215,6 +219,7 @@ pub(crate) fn event(id: SequenceId, tokens: Vec<u32>, finish: Option<FinishReaso
         logprobs: Vec::new(),
         prompt_logprobs: Vec::new(),
         cached_tokens: None,
+        waited: None,
         finish,
     }
 }

@@ -6,6 +6,7 @@
 //! Values are parsed here and only here: what leaves this module is typed.
 
 mod bench;
+mod deployment;
 mod download;
 mod log;
 mod serve;
@@ -15,6 +16,7 @@ mod values;
 mod worker;
 
 pub(crate) use bench::{BenchArgs, EndpointArg};
+pub(crate) use deployment::DeploymentArgs;
 pub(crate) use download::DownloadArgs;
 pub(crate) use log::LogArgs;
 pub(crate) use serve::{GenerationConfig, ServeArgs, ServerArgs};
@@ -222,6 +224,7 @@ mod tests {
         assert_eq!(serve("--port 8080").server.port, 8080);
         assert_eq!(serve("-p 8081").server.port, 8081);
         assert_eq!(serve("serve --port 8082").server.port, 8082);
+        assert_eq!(serve("--port 80 --aip-http-port 8083").server.port, 8083);
         assert!(matches!(parse_words("bench"), Ok(Command::Bench(_))));
         for words in ["download a/b --revision v1", "download-weights a/b"] {
             assert!(matches!(parse_words(words), Ok(Command::Download(_))), "{words}");
@@ -255,6 +258,7 @@ mod tests {
             ("--cors-allow-origin chat.example.com", "https://chat.example.com"),
             ("--log-level loud", "loud"),
             ("--json-output=perhaps", "perhaps"),
+            ("--aip-predict-route predict", "must begin with /"),
             ("--quantize awq", "'awq' for '--quantize <METHOD>': weights that are quantised"),
             ("--quantize eetq", "'eetq' for '--quantize <METHOD>': it is made for GPUs; int8"),
             ("--quantize int3", "expected int8 or int4"),

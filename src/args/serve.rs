@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::tgi::TgiArgs;
 use super::values::{Secret, json_object, positive_seconds, seconds, secret};
-use super::{LogArgs, ModelArgs};
+use super::{DeploymentArgs, LogArgs, ModelArgs};
 
 /// Where Hugging Face's Inference Endpoints put the model.
 const REPOSITORY: &str = "/repository";
@@ -42,6 +42,9 @@ pub(crate) struct ServeArgs {
 
     #[command(flatten)]
     pub(crate) server: ServerArgs,
+
+    #[command(flatten)]
+    pub(crate) deployment: DeploymentArgs,
 
     #[command(flatten)]
     pub(crate) timeouts: TimeoutArgs,
@@ -164,7 +167,7 @@ pub(crate) struct LimitArgs {
           value_parser = clap::value_parser!(u32).range(1..))]
     max_input_length: Option<u32>,
 
-    /// Choices that one request may ask for per prompt (`n`), at most.
+    /// Choices that one request may ask for per prompt (`n`, `best_of`), at most.
     #[arg(long, env = "MAX_BEST_OF", default_value_t = 128, value_name = "CHOICES",
           value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub(crate) max_best_of: u32,
@@ -237,6 +240,7 @@ impl ServeArgs {
     /// What the flags mean together; an error where they cannot be meant together.
     pub(super) fn resolve(&mut self) -> Result<(), String> {
         self.tgi.check()?;
+        self.server.port = self.deployment.aip_http_port.unwrap_or(self.server.port);
         let limits = &mut self.limits;
         if let (Some(tokens), Some(length)) = (limits.max_input_tokens, limits.max_input_length) {
             return Err(format!(

@@ -16,7 +16,7 @@ pub(crate) struct EnvArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct HealthArgs {
     /// Server to ask, as http://HOST:PORT. Default: the one on this machine, under the variables
-    /// HOSTNAME and PORT.
+    /// HOSTNAME and PORT (or AIP_HTTP_PORT).
     #[arg(long, value_name = "URL", value_parser = http_url)]
     pub(crate) url: Option<String>,
 }

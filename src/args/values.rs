@@ -97,6 +97,26 @@ pub(crate) fn http_url(text: &str) -> Result<String, String> {
     Ok(format!("http://{authority}"))
 }
 
+/// Parses the path of a route, as it stands in a URL.
+pub(crate) fn route(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()+,;=:@%".contains(&byte);
+    let is_segment = |segment: &str| !segment.starts_with(':') && segment.bytes().all(is_plain);
+    match text.strip_prefix('/') {
+        Some(rest) if rest.split('/').all(is_segment) => Ok(text.to_owned()),
+        _ => Err("must begin with / and be a path without a query, such as /predict".into()),
+    }
+}
+
+/// Parses a text that fits a header.
+pub(crate) fn header_text(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() || !text.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+        return Err("must be a text of printable ASCII characters".into());
+    }
+    Ok(text.to_owned())
+}
+
 /// The address to listen on; `None` for a value that is neither an address nor `localhost`.
 ///
 /// Docker and some login shells put the name of the machine into HOSTNAME. That is nobody's wish
@@ -155,6 +175,17 @@ mod tests {
         assert_eq!(listen_address("[::1]"), Some("::1".parse().unwrap()));
         assert_eq!(listen_address("localhost"), Some("127.0.0.1".parse().unwrap()));
         assert_eq!(listen_address("f00dcafe4711"), None);
+    }
+
+    #[test]
+    fn a_route_is_a_path_and_no_pattern() {
+        for text in ["/predict", "/", "/v1/endpoints/1/deployedModels/2:predict"] {
+            assert_eq!(route(text).as_deref(), Ok(text));
+        }
+        for text in ["", "predict", "/a?b", "/{a}", "/*a", "/:a", "/a b", "/a#b"] {
+            assert!(route(text).is_err(), "{text}");
+        }
+        assert!(header_text("1-nvidia-a10g").is_ok() && header_text("a\nb").is_err());
     }
 
     #[test]

@@ -14,3 +14,4 @@ mod gguf;
 mod hub;
 mod sampling;
 mod serving;
+mod tgi;

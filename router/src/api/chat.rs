@@ -46,7 +46,7 @@ impl ChatRequest {
 }
 
 impl Conversation {
-    fn read(fields: &mut Fields) -> Result<Conversation, ApiError> {
+    pub(crate) fn read(fields: &mut Fields) -> Result<Conversation, ApiError> {
         let messages = read_messages(fields)?;
         let continue_final_message = fields.flag("continue_final_message", false)?;
         let add_generation_prompt =
@@ -72,6 +72,13 @@ impl Conversation {
 
     /// Renders and encodes; takes milliseconds for long prompts.
     pub(crate) fn encode(&self, text: &TextModel) -> Result<Vec<u32>, ApiError> {
+        let prompt = self.render(text)?;
+        text.encode_chat(&prompt, self.add_special_tokens)
+            .map_err(|error| ApiError::field("messages", format!("cannot be encoded: {error}")))
+    }
+
+    /// The text that the model's template makes of it.
+    pub(crate) fn render(&self, text: &TextModel) -> Result<String, ApiError> {
         if !text.has_chat_template() {
             let rule = "cannot be used: this model has no chat template; use /v1/completions";
             return Err(ApiError::field("messages", rule));
@@ -83,10 +90,7 @@ impl Conversation {
             continue_final_message: self.continue_final_message,
             kwargs: &self.kwargs,
         };
-        let prompt = text
-            .render_chat(&prompt)
-            .map_err(|error| ApiError::field("messages", format!("cannot be rendered: {error}")))?;
-        text.encode_chat(&prompt, self.add_special_tokens)
-            .map_err(|error| ApiError::field("messages", format!("cannot be encoded: {error}")))
+        text.render_chat(&prompt)
+            .map_err(|error| ApiError::field("messages", format!("cannot be rendered: {error}")))
     }
 }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 
-use crate::generate::{Finish, FinishKind, TokenEntry};
+use crate::generate::{Finish, FinishKind, StopCause, TokenEntry};
 use crate::text::TextModel;
 
 /// Log-probabilities below this are shown as this: JSON has no infinity.
-const LOWEST_LOGPROB: f32 = -9999.0;
+pub(crate) const LOWEST_LOGPROB: f32 = -9999.0;
 
 /// Which of the two shapes an answer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,8 @@ impl Usage {
 #[derive(Debug, Default)]
 pub(crate) struct WholeChoice {
     pub(crate) text: String,
+    /// The prompt's tokens, where they were asked for.
+    pub(crate) prompt: Vec<TokenEntry>,
     pub(crate) tokens: Vec<TokenEntry>,
     pub(crate) finish: Option<Finish>,
 }
@@ -74,10 +76,17 @@ pub(crate) struct WholeChoice {
 /// OpenAI's word for an end; `None` where it is an error.
 pub(crate) fn finish_reason(finish: &Finish) -> Option<&'static str> {
     match finish.kind {
-        FinishKind::Stop => Some("stop"),
+        FinishKind::Stop(_) => Some("stop"),
         FinishKind::Length => Some("length"),
         FinishKind::Failed(_) | FinishKind::Interrupted(_) => None,
     }
+}
+
+/// The end of a choice: OpenAI's word for it, and what it was.
+#[derive(Clone, Copy)]
+struct Ending<'a> {
+    reason: &'static str,
+    finish: &'a Finish,
 }
 
 /// Writes the events or the body of one answer.
@@ -87,6 +96,8 @@ pub(crate) struct ChunkWriter {
     /// Whether log-probabilities are reported, and alternatives with them.
     logprobs: bool,
     top_logprobs: bool,
+    /// Tokens that the request names as its own stops.
+    stop_token_ids: Vec<u32>,
     /// From the beginning of an event to its list of choices.
     head: Vec<u8>,
     /// From the end of a choice to the end of the event.
@@ -111,6 +122,7 @@ impl ChunkWriter {
             text,
             logprobs: false,
             top_logprobs: false,
+            stop_token_ids: Vec::new(),
             head: head.to_vec(),
             tail: if include_usage { b"],\"usage\":null}\n\n" } else { b"]}\n\n" },
         }
@@ -124,14 +136,27 @@ impl ChunkWriter {
         };
         let mut head = BytesMut::new();
         write_envelope(&mut head, envelope, object);
-        let (shape, head) = (envelope.shape, head.to_vec());
-        ChunkWriter { shape, text, logprobs: false, top_logprobs: false, head, tail: b"}" }
+        ChunkWriter {
+            shape: envelope.shape,
+            text,
+            logprobs: false,
+            top_logprobs: false,
+            stop_token_ids: Vec::new(),
+            head: head.to_vec(),
+            tail: b"}",
+        }
     }
 
     /// Reports log-probabilities, with alternatives if `top`.
     pub(crate) fn with_logprobs(mut self, top: bool) -> Self {
         self.logprobs = true;
         self.top_logprobs = top;
+        self
+    }
+
+    /// Tells of these tokens, and of stop strings, which of them ended a text.
+    pub(crate) fn with_stop_token_ids(mut self, ids: Vec<u32>) -> Self {
+        self.stop_token_ids = ids;
         self
     }
 
@@ -168,13 +193,19 @@ impl ChunkWriter {
     }
 
     /// The event that ends a choice.
-    pub(crate) fn end(&self, out: &mut BytesMut, choice: usize, reason: &'static str) {
+    pub(crate) fn end(
+        &self,
+        out: &mut BytesMut,
+        choice: usize,
+        reason: &'static str,
+        finish: &Finish,
+    ) {
         self.open(out, choice);
         out.put_slice(match self.shape {
             Shape::Chat => b"\"delta\":{}",
             Shape::Completion => b"\"text\":\"\"",
         });
-        self.close(out, &[], Some(reason));
+        self.close(out, &[], Some(Ending { reason, finish }));
     }
 
     /// The event with the number of tokens.
@@ -205,7 +236,11 @@ impl ChunkWriter {
                 }
             }
             let tokens = self.logprobs.then_some(&choice.tokens[..]);
-            self.close_choice(out, tokens, choice.finish.as_ref().and_then(finish_reason));
+            let ending = choice.finish.as_ref().and_then(|finish| {
+                let reason = finish_reason(finish)?;
+                Some(Ending { reason, finish })
+            });
+            self.close_choice(out, tokens, ending);
         }
         out.put_slice(b"],\"usage\":");
         usage.write(out);
@@ -219,9 +254,9 @@ impl ChunkWriter {
         out.put_u8(b',');
     }
 
-    fn close(&self, out: &mut BytesMut, tokens: &[TokenEntry], reason: Option<&str>) {
+    fn close(&self, out: &mut BytesMut, tokens: &[TokenEntry], ending: Option<Ending<'_>>) {
         let tokens = (self.logprobs && !tokens.is_empty()).then_some(tokens);
-        self.close_choice(out, tokens, reason);
+        self.close_choice(out, tokens, ending);
         out.put_slice(self.tail);
     }
 
@@ -229,7 +264,7 @@ impl ChunkWriter {
         &self,
         out: &mut BytesMut,
         tokens: Option<&[TokenEntry]>,
-        reason: Option<&str>,
+        ending: Option<Ending<'_>>,
     ) {
         out.put_slice(b",\"logprobs\":");
         match (tokens, self.shape) {
@@ -237,10 +272,21 @@ impl ChunkWriter {
             (Some(tokens), Shape::Chat) => self.chat_logprobs(out, tokens),
             (Some(tokens), Shape::Completion) => self.completion_logprobs(out, tokens),
         }
-        match reason {
-            Some(reason) => put(out, format_args!(",\"finish_reason\":\"{reason}\"}}")),
-            None => out.put_slice(b",\"finish_reason\":null}"),
+        let Some(Ending { reason, finish }) = ending else {
+            out.put_slice(b",\"finish_reason\":null}");
+            return;
+        };
+        put(out, format_args!(",\"finish_reason\":\"{reason}\",\"stop_reason\":"));
+        match &finish.kind {
+            FinishKind::Stop(StopCause::Text(stop)) => put_string(out, stop),
+            FinishKind::Stop(StopCause::Token { token, .. })
+                if self.stop_token_ids.contains(token) =>
+            {
+                put_number(out, *token as usize);
+            }
+            _ => out.put_slice(b"null"),
         }
+        out.put_u8(b'}');
     }
 
     fn chat_logprobs(&self, out: &mut BytesMut, tokens: &[TokenEntry]) {

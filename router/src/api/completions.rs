@@ -14,6 +14,8 @@ pub(crate) struct CompletionRequest {
     pub(crate) prompts: Prompts,
     /// Whether the prompt's text precedes the answer's.
     pub(crate) echo: bool,
+    /// How many of the choices that are generated for a prompt are returned: the best ones.
+    pub(crate) num_returned: u32,
 }
 
 /// The prompts, still as they were sent.
@@ -45,7 +47,11 @@ impl CompletionRequest {
     pub(crate) fn read(body: &[u8], rules: &Rules<'_>) -> Result<CompletionRequest, ApiError> {
         let mut fields = Fields::parse(body)?;
         let rules = &Rules { least_max_tokens: 0, ..*rules };
+        let best_of = fields.integer("best_of", 1..=rules.limits.max_choices as i64)?;
         let mut options = Options::read(&mut fields, rules)?;
+        let num_returned = options.num_choices;
+        options.num_choices = best_of.map_or(num_returned, |best_of| best_of as u32);
+        check_best_of(&options, num_returned)?;
         let logprobs = fields.integer("logprobs", 0..=rules.limits.max_top_logprobs as i64)?;
         options.sampling.logprobs = logprobs.is_some();
         options.sampling.top_logprobs = logprobs.unwrap_or(0) as u32;
@@ -57,8 +63,20 @@ impl CompletionRequest {
             return Err(ApiError::field(field, "(0) needs echo: true, or nothing is left to say"));
         }
         let prompts = Prompts::read(&mut fields, rules)?;
-        Ok(CompletionRequest { options, prompts, echo })
+        Ok(CompletionRequest { options, prompts, echo, num_returned })
     }
+}
+
+fn check_best_of(options: &Options, num_returned: u32) -> Result<(), ApiError> {
+    let best_of = options.num_choices;
+    let rule = if best_of < num_returned {
+        format!("({best_of}) must be at least n ({num_returned})")
+    } else if best_of > num_returned && options.stream {
+        format!("({best_of}) cannot be streamed unless n ({num_returned}) is the same")
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::field("best_of", rule))
 }
 
 impl Prompts {
@@ -110,7 +128,7 @@ impl Prompts {
                 Ok(EncodedPrompt { tokens, echo })
             }
             PromptText::Tokens(tokens) => {
-                let echo = if echo { decode(text, tokens) } else { String::new() };
+                let echo = if echo { text.decode(tokens, true) } else { String::new() };
                 Ok(EncodedPrompt { tokens: tokens.clone(), echo })
             }
         };
@@ -142,12 +160,4 @@ impl PromptText {
             }
         }
     }
-}
-
-fn decode(text: &TextModel, tokens: &[u32]) -> String {
-    let mut decoder = text.decoder(true);
-    let mut decoded = String::new();
-    tokens.iter().for_each(|token| decoder.push(*token, &mut decoded));
-    decoder.finish(&mut decoded);
-    decoded
 }

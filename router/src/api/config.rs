@@ -46,6 +46,21 @@ impl Default for RequestLimits {
 /// Called once, when the first worker is ready.
 pub type OnReady = Box<dyn FnOnce(&WorkerInfo) + Send>;
 
+/// What a platform and its tools want to know of a deployment, or decide about it.
+#[derive(Clone, Debug, Default)]
+pub struct Deployment {
+    /// The hardware, as the header `x-compute-type` names it; `None` is `cpu`.
+    pub compute_type: Option<String>,
+    /// Where Vertex AI sends its requests, beside `/vertex`.
+    pub predict_route: Option<String>,
+    /// Where Vertex AI asks for health, beside `/health`.
+    pub health_route: Option<String>,
+    /// The commit of the model on the hub.
+    pub model_sha: Option<String>,
+    /// The commit that this server was built from.
+    pub build_sha: Option<String>,
+}
+
 /// Everything that `serve` needs to know beside the model's text side and the worker.
 pub struct RouterConfig {
     /// The name that requests use and responses show.
@@ -54,6 +69,8 @@ pub struct RouterConfig {
     pub model_aliases: Vec<String>,
     /// Asked for on every route but health and metrics; `None` asks for nothing.
     pub api_key: Option<String>,
+    /// Where it runs.
+    pub deployment: Deployment,
     /// Origins whose web pages may read answers; none at all stands for every one.
     pub cors_allow_origin: Vec<Origin>,
     /// Limits of requests.
@@ -79,6 +96,7 @@ impl RouterConfig {
             model_name: model_name.into(),
             model_aliases: Vec::new(),
             api_key: None,
+            deployment: Deployment::default(),
             cors_allow_origin: Vec::new(),
             limits: RequestLimits::default(),
             validation_workers: 2,

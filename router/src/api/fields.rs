@@ -17,6 +17,12 @@ const MAX_SHOWN: usize = 40;
 /// The fields of an object that have not been read yet.
 pub(crate) struct Fields(Map<String, Value>);
 
+impl From<Map<String, Value>> for Fields {
+    fn from(fields: Map<String, Value>) -> Fields {
+        Fields(fields)
+    }
+}
+
 impl Fields {
     /// Parses a body. The depth is bounded by serde_json, at 128 levels.
     pub(crate) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
@@ -28,6 +34,11 @@ impl Fields {
             }),
             Err(error) => Err(ApiError::Json(error.to_string())),
         }
+    }
+
+    /// Whether a field is given.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|value| !value.is_null())
     }
 
     pub(crate) fn value(&mut self, name: &str) -> Option<Value> {

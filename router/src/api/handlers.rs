@@ -4,6 +4,7 @@
 //! the limit at the door, the fields, a place for every choice, encoding, context length.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -16,6 +17,7 @@ use tracing::error;
 use uuid::Uuid;
 
 use super::App;
+use super::best_of::best_of_each;
 use super::chat::ChatRequest;
 use super::chunks::{ChunkWriter, Envelope, Shape, Usage, WholeChoice, finish_reason};
 use super::completions::{CompletionRequest, EncodedPrompt};
@@ -24,7 +26,7 @@ use super::drain::InFlight;
 use super::error::{ApiError, Overloaded};
 use super::fields::quoted;
 use super::options::Options;
-use super::stream::{EventStream, StreamPlan, failure};
+use super::stream::{EventStream, OpenAiEvents, StreamPlan, WriteEvents, failure};
 use super::unix_time;
 use crate::generate::{Generation, GenerationRequest, Places, Prompt};
 use crate::text::{PoolError, TextModel};
@@ -33,10 +35,23 @@ use crate::text::{PoolError, TextModel};
 const MAX_DISCARDED: usize = 32 << 20;
 
 /// A request whose body has arrived, while the server can take it.
-struct Received {
-    body: Bytes,
-    info: Arc<WorkerInfo>,
-    in_flight: InFlight,
+pub(super) struct Received {
+    pub(super) body: Bytes,
+    pub(super) info: Arc<WorkerInfo>,
+    pub(super) in_flight: InFlight,
+    /// When its head had arrived.
+    pub(super) arrived: Instant,
+}
+
+/// Tokens that are generated where a request does not say.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum DefaultTokens {
+    /// So many, if there is room for them.
+    Count(u32),
+    /// The checkpoint's number, or what is left of the context.
+    Recommended,
+    /// What is left of the context.
+    Rest,
 }
 
 /// Where the prompts of a shape come from, and its defaults.
@@ -45,6 +60,8 @@ struct Encoded {
     /// The field that an error about the prompt names.
     field: &'static str,
     prompts: Vec<EncodedPrompt>,
+    /// Choices per prompt that are returned, of those that are generated.
+    num_returned: u32,
 }
 
 pub(crate) async fn chat(
@@ -52,13 +69,7 @@ pub(crate) async fn chat(
     request: Request,
 ) -> Result<Response, ApiError> {
     let received = app.receive(request).await?;
-    let ChatRequest { options, conversation } =
-        ChatRequest::read(&received.body, &app.rules(&received.info))?;
-    let places = app.admit(&options, 1)?;
-    let tokens = app.encode(move |text| conversation.encode(text)).await??;
-    let prompts = vec![EncodedPrompt { tokens, echo: String::new() }];
-    let encoded = Encoded { shape: Shape::Chat, field: "messages", prompts };
-    app.answer(received, options, places, encoded).await
+    app.chat(received).await
 }
 
 pub(crate) async fn completions(
@@ -66,16 +77,46 @@ pub(crate) async fn completions(
     request: Request,
 ) -> Result<Response, ApiError> {
     let received = app.receive(request).await?;
-    let CompletionRequest { options, prompts, echo } =
-        CompletionRequest::read(&received.body, &app.rules(&received.info))?;
-    let places = app.admit(&options, prompts.len())?;
-    let prompts = app.encode(move |text| prompts.encode(text, echo)).await??;
-    let encoded = Encoded { shape: Shape::Completion, field: "prompt", prompts };
-    app.answer(received, options, places, encoded).await
+    app.completions(received).await
 }
 
 impl App {
-    async fn receive(&self, request: Request) -> Result<Received, ApiError> {
+    pub(super) async fn chat(&self, received: Received) -> Result<Response, ApiError> {
+        let ChatRequest { options, conversation } =
+            ChatRequest::read(&received.body, &self.rules(&received.info))?;
+        let places = self.admit("n", options.num_choices, 1)?;
+        let tokens = self.encode(move |text| conversation.encode(text)).await??;
+        let prompts = vec![EncodedPrompt { tokens, echo: String::new() }];
+        let num_returned = options.num_choices;
+        let encoded = Encoded { shape: Shape::Chat, field: "messages", prompts, num_returned };
+        self.answer(received, options, places, encoded).await
+    }
+
+    pub(super) async fn completions(&self, received: Received) -> Result<Response, ApiError> {
+        let CompletionRequest { options, prompts, echo, num_returned } =
+            CompletionRequest::read(&received.body, &self.rules(&received.info))?;
+        let field = if options.num_choices == num_returned { "n" } else { "best_of" };
+        let places = self.admit(field, options.num_choices, prompts.len())?;
+        let prompts = self.encode(move |text| prompts.encode(text, echo)).await??;
+        let (shape, field) = (Shape::Completion, "prompt");
+        let encoded = Encoded { shape, field, prompts, num_returned };
+        self.answer(received, options, places, encoded).await
+    }
+
+    /// Takes in a request for a generation.
+    pub(super) async fn receive(&self, request: Request) -> Result<Received, ApiError> {
+        let received = self.receive_any(request).await?;
+        // The exact check is `admit`; this one spares the reading of what cannot be admitted.
+        let (taken, limit) = self.generator.engine().load();
+        if taken >= limit {
+            return Err(Overloaded { limit }.into());
+        }
+        Ok(received)
+    }
+
+    /// Takes in a request for something that the engine has no part in.
+    pub(super) async fn receive_any(&self, request: Request) -> Result<Received, ApiError> {
+        let arrived = Instant::now();
         let kind = request.headers().get(header::CONTENT_TYPE);
         check_content_type(kind)?;
         let in_flight = self.drain.enter().ok_or(ApiError::Draining)?;
@@ -85,12 +126,7 @@ impl App {
             Some(info) => info.clone(),
             None => return Err(ApiError::Loading(self.why_not_ready().unwrap_or_default())),
         };
-        // The exact check is `admit`; this one spares the reading of what cannot be admitted.
-        let (taken, limit) = self.generator.engine().load();
-        if taken >= limit {
-            return Err(Overloaded { limit }.into());
-        }
-        Ok(Received { body, info, in_flight })
+        Ok(Received { body, info, in_flight, arrived })
     }
 
     async fn read_body(&self, body: Body) -> Result<Bytes, ApiError> {
@@ -101,20 +137,27 @@ impl App {
         }
     }
 
-    fn admit(&self, options: &Options, num_prompts: usize) -> Result<Places, ApiError> {
+    /// Takes a place for every choice of every prompt; `field` says how many choices.
+    pub(super) fn admit(
+        &self,
+        field: &'static str,
+        num_choices: u32,
+        num_prompts: usize,
+    ) -> Result<Places, ApiError> {
         let (count, limit) =
-            (options.num_choices as usize * num_prompts, self.limits.max_concurrent_requests);
+            (num_choices as usize * num_prompts, self.limits.max_concurrent_requests);
         if count > limit {
             let rule = format!(
-                "({}) times the number of prompts ({num_prompts}) must not exceed {limit}",
-                options.num_choices
+                "({num_choices}) times the number of prompts ({num_prompts}) must not exceed \
+                 {limit}"
             );
-            return Err(ApiError::field("n", rule));
+            return Err(ApiError::field(field, rule));
         }
         Ok(self.generator.admit(count)?)
     }
 
-    async fn encode<T: Send + 'static>(
+    /// Renders or encodes, away from the threads of connections.
+    pub(super) async fn encode<T: Send + 'static>(
         &self,
         task: impl FnOnce(&TextModel) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
@@ -131,17 +174,21 @@ impl App {
     async fn answer(
         &self,
         received: Received,
-        options: Options,
+        mut options: Options,
         places: Places,
         encoded: Encoded,
     ) -> Result<Response, ApiError> {
         let Received { info, in_flight, .. } = received;
-        let Encoded { shape, field, prompts } = encoded;
+        let Encoded { shape, field, prompts, num_returned } = encoded;
         let mut echoes = Vec::new();
         let mut usage = Usage::default();
         let mut fitting = Vec::with_capacity(prompts.len());
+        let default = match shape {
+            Shape::Chat => DefaultTokens::Recommended,
+            Shape::Completion => DefaultTokens::Count(CompletionRequest::DEFAULT_MAX_TOKENS),
+        };
         for EncodedPrompt { tokens, echo } in prompts {
-            let max_tokens = self.fit(&info, &options, shape, field, tokens.len())?;
+            let max_tokens = self.fit(&info, &options, default, (field, tokens.len()))?;
             usage.prompt_tokens += tokens.len();
             let (tokens, num_shown_before) = (tokens.into(), echo.chars().count());
             echoes.extend((0..options.num_choices).map(|_| echo.clone()));
@@ -159,41 +206,28 @@ impl App {
         let (stream, include_usage) = (options.stream, options.include_usage);
         let num_choices = options.num_choices as usize;
         let logprobs = options.sampling.logprobs.then_some(options.sampling.top_logprobs > 0);
-        let stop_token_ids = self.stop_token_ids(&info, &options);
-        let grammar = match options.constraint {
-            Some(asked) => Some(self.accept(asked, &info, &stop_token_ids).await?),
-            None => None,
-        };
-        let request = GenerationRequest {
-            prompts: fitting,
-            num_choices: options.num_choices,
-            sampling: options.sampling,
-            stop_token_ids,
-            stop: options.stop,
-            include_stop: options.include_stop,
-            skip_special_tokens: options.skip_special_tokens,
-            continues_prompt: shape == Shape::Completion,
-            cache_salt: options.cache_salt,
-            prompt_logprobs: options.prompt_logprobs,
-            grammar,
-            streamed: stream,
-        };
+        // The best are found by them.
+        options.sampling.logprobs |= num_returned < options.num_choices;
+        let own_stops = options.stop_token_ids.clone();
+        let mut request = self.generation(&info, options, fitting).await?;
+        request.continues_prompt = shape == Shape::Completion;
         let generation = self.generator.submit(places, &request)?;
         let writer = if stream {
             ChunkWriter::for_stream(&envelope, self.text.clone(), include_usage)
         } else {
             ChunkWriter::for_body(&envelope, self.text.clone())
         };
+        let writer = writer.with_stop_token_ids(own_stops);
         let writer = match logprobs {
             Some(top) => writer.with_logprobs(top),
             None => writer,
         };
-        let keep_alive = self.keep_alive;
-        let plan = StreamPlan { writer, usage, include_usage, num_choices, echoes, keep_alive };
+        let plan = StreamPlan { writer, usage, include_usage, num_choices, echoes };
         if stream {
-            return Ok(streamed(EventStream::new(generation, plan, in_flight)));
+            let events = OpenAiEvents::new(plan);
+            return Ok(streamed(EventStream::new(generation, events, self.keep_alive, in_flight)));
         }
-        let response = whole(generation, plan).await;
+        let response = whole(generation, plan, num_returned as usize).await;
         drop(in_flight);
         response
     }
@@ -217,18 +251,46 @@ impl App {
         accepted.map(Arc::new).map_err(|reason| ApiError::field(field, reason))
     }
 
-    /// The tokens that may be generated after a prompt.
-    fn fit(
+    /// What the engine is asked for: a continuation of each prompt. A constraint that cannot be
+    /// followed is refused.
+    pub(super) async fn generation(
+        &self,
+        info: &WorkerInfo,
+        options: Options,
+        prompts: Vec<Prompt>,
+    ) -> Result<GenerationRequest, ApiError> {
+        let stop_token_ids = self.stop_token_ids(info, &options);
+        let grammar = match options.constraint {
+            Some(asked) => Some(self.accept(asked, info, &stop_token_ids).await?),
+            None => None,
+        };
+        Ok(GenerationRequest {
+            prompts,
+            num_choices: options.num_choices,
+            stop_token_ids,
+            sampling: options.sampling,
+            stop: options.stop,
+            include_stop: options.include_stop,
+            skip_special_tokens: options.skip_special_tokens,
+            continues_prompt: true,
+            cache_salt: options.cache_salt,
+            prompt_logprobs: options.prompt_logprobs,
+            grammar,
+            streamed: options.stream,
+        })
+    }
+
+    /// The tokens that may be generated after a prompt, of which the field and the length are
+    /// given.
+    pub(super) fn fit(
         &self,
         info: &WorkerInfo,
         options: &Options,
-        shape: Shape,
-        field: &'static str,
-        num_prompt: usize,
+        default: DefaultTokens,
+        (field, num_prompt): (&'static str, usize),
     ) -> Result<u32, ApiError> {
         let context = self.max_model_len(info) as usize;
-        let max_input = self.limits.max_input_tokens.unwrap_or(usize::MAX);
-        let max_input = max_input.min(context.saturating_sub(1));
+        let max_input = self.max_input_tokens(info);
         if num_prompt == 0 {
             return Err(ApiError::field(field, "must have at least one token, and has none"));
         }
@@ -251,13 +313,16 @@ impl App {
                 return Err(ApiError::ContextLength { param: asked.field, message });
             }
             Some(asked) => asked.count,
-            None if shape == Shape::Chat => {
-                // The authors' number is a default: it must not refuse what a request asks for.
-                let recommended = self.text.generation_defaults().max_new_tokens;
-                let min_tokens = options.sampling.min_tokens;
-                recommended.map_or(available, |count| available.min(count.max(min_tokens)))
-            }
-            None => CompletionRequest::DEFAULT_MAX_TOKENS.min(available),
+            None => match default {
+                DefaultTokens::Count(count) => count.min(available),
+                DefaultTokens::Recommended => {
+                    // The authors' number is a default: it must not refuse what a request asks for.
+                    let recommended = self.text.generation_defaults().max_new_tokens;
+                    let min_tokens = options.sampling.min_tokens;
+                    recommended.map_or(available, |count| available.min(count.max(min_tokens)))
+                }
+                DefaultTokens::Rest => available,
+            },
         };
         let min_tokens = options.sampling.min_tokens;
         if min_tokens > count {
@@ -314,13 +379,13 @@ fn fingerprint(info: &WorkerInfo) -> String {
     format!("fp_{}", digits.collect::<String>())
 }
 
-fn random_seed() -> u64 {
+pub(super) fn random_seed() -> u64 {
     let (high, low) = Uuid::new_v4().as_u64_pair();
     // Some bits of either half are fixed, and not the same ones after the rotation.
     high ^ low.rotate_left(32)
 }
 
-fn streamed(events: EventStream) -> Response {
+pub(super) fn streamed<W: WriteEvents>(events: EventStream<W>) -> Response {
     let mut response = Response::new(Body::new(events));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -330,28 +395,54 @@ fn streamed(events: EventStream) -> Response {
     response
 }
 
-async fn whole(mut generation: Generation, plan: StreamPlan) -> Result<Response, ApiError> {
+async fn whole(
+    generation: Generation,
+    plan: StreamPlan,
+    num_returned: usize,
+) -> Result<Response, ApiError> {
     let StreamPlan { writer, mut usage, num_choices, echoes, .. } = plan;
+    let choices = gather(generation, echoes).await?;
+    for (index, choice) in choices.iter().enumerate() {
+        if let Some(finish) = &choice.finish {
+            usage.count(index, num_choices, finish);
+        }
+    }
+    let mut choices = best_of_each(choices, num_choices, num_returned);
+    for WholeChoice { prompt, tokens, .. } in &mut choices {
+        tokens.splice(0..0, prompt.drain(..));
+    }
+    let mut body = BytesMut::new();
+    writer.body(&mut body, &choices, &usage);
+    Ok(json_answer(body.freeze()))
+}
+
+/// Waits for every choice to end. Each begins with its echo; the first error is the answer's.
+pub(super) async fn gather(
+    mut generation: Generation,
+    echoes: Vec<String>,
+) -> Result<Vec<WholeChoice>, ApiError> {
     let begin = |echo| WholeChoice { text: echo, ..WholeChoice::default() };
     let mut choices: Vec<WholeChoice> = echoes.into_iter().map(begin).collect();
     while let Some(news) = generation.next().await {
-        for (index, (choice, news)) in choices.iter_mut().zip(news).enumerate() {
+        for (choice, news) in choices.iter_mut().zip(news) {
             choice.text.push_str(&news.text);
-            choice.tokens.append(&mut news.prompt);
+            choice.prompt.append(&mut news.prompt);
             choice.tokens.append(&mut news.tokens);
             let Some(finish) = news.finish.take() else { continue };
             if finish_reason(&finish).is_none() {
                 return Err(failure(&finish));
             }
-            usage.count(index, num_choices, &finish);
             choice.finish = Some(finish);
         }
     }
-    let mut body = BytesMut::new();
-    writer.body(&mut body, &choices, &usage);
-    let mut response = Response::new(Body::from(body.freeze()));
+    Ok(choices)
+}
+
+/// A whole answer with this body.
+pub(super) fn json_answer(body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    Ok(response)
+    response
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::error::ApiError;
-use super::fields::quoted;
+use super::options::find_model;
 use crate::engine::EngineState;
 
 /// The process runs, draining or not.
@@ -65,10 +65,7 @@ pub(crate) async fn model(
 ) -> Result<Response, ApiError> {
     // What is not UTF-8 is no accepted name either.
     let name = name.map(|Path(name)| name).unwrap_or_default();
-    if app.names.contains(&name) {
-        return Ok(Json(card(&app, &name)).into_response());
-    }
-    Err(ApiError::UnknownModel { asked: quoted(&name), served: app.names[0].clone() })
+    Ok(Json(card(&app, &find_model(&name, &app.names)?)).into_response())
 }
 
 fn card(app: &App, name: &str) -> Value {

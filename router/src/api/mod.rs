@@ -1,12 +1,14 @@
-//! HTTP in, HTTP out: the messages of OpenAI, checked at the door.
+//! HTTP in, HTTP out: the messages of OpenAI and of TGI, checked at the door.
 //!
 //! A request is let in ([`gate`]: request id, key), read and checked ([`fields`], [`options`],
 //! [`sampling`], [`chat`], [`completions`]), handed on ([`handlers`]), and answered whole or as
-//! events ([`chunks`], [`stream`]). OpenAI's types end here: what leaves is a `GenerationRequest`.
+//! events ([`chunks`], [`stream`]). TGI's own API is in [`tgi`], what platforms ask for in
+//! [`platforms`]. Either API's types end here: what leaves is a `GenerationRequest`.
 //!
 //! Every route but [`PUBLIC`] asks for the key, unknown ones included: who has no key learns
 //! nothing of what is there.
 
+mod best_of;
 mod chat;
 mod chunks;
 mod completions;
@@ -21,10 +23,12 @@ pub(crate) mod health;
 pub(crate) mod listen;
 mod messages;
 mod options;
+mod platforms;
 mod sampling;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod tgi;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -45,20 +49,57 @@ use uuid::Uuid;
 use crate::generate::Generator;
 use crate::metrics::Metrics;
 use crate::text::{EncoderPool, TextModel};
-use config::RequestLimits;
+use config::{Deployment, RequestLimits};
 use drain::Drain;
 use error::ApiError;
 use fields::quoted;
 use options::Rules;
+use tgi::TgiError;
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
+const INVOCATIONS: &str = "/invocations";
+const VERTEX: &str = "/vertex";
 
 /// The paths that are served, as metrics name them.
-const PATHS: &[&str] = &[CHAT, COMPLETIONS, "/v1/models", "/metrics", "/health", "/live", "/ready"];
+const PATHS: &[&str] = &[
+    CHAT,
+    COMPLETIONS,
+    "/v1/models",
+    "/metrics",
+    "/health",
+    "/live",
+    "/ready",
+    "/ping",
+    "/info",
+    "/",
+    "/generate",
+    "/generate_stream",
+    "/tokenize",
+    "/detokenize",
+    "/chat_tokenize",
+    INVOCATIONS,
+    VERTEX,
+];
 
-/// The paths that ask for no key: probes and scrapers have none.
-const PUBLIC: &[&str] = &["/health", "/live", "/ready", "/metrics"];
+/// The paths that ask for no key: probes and scrapers have none. `GET /` is one of them too.
+const PUBLIC: &[&str] = &["/health", "/live", "/ready", "/metrics", "/ping", "/info"];
+
+/// The paths that generate text, where they are posted to.
+const GENERATING: &[&str] =
+    &[CHAT, COMPLETIONS, "/", "/generate", "/generate_stream", INVOCATIONS, VERTEX];
+
+/// The paths whose errors have TGI's form.
+const TGI: &[&str] = &[
+    "/",
+    "/generate",
+    "/generate_stream",
+    "/info",
+    "/tokenize",
+    "/chat_tokenize",
+    INVOCATIONS,
+    VERTEX,
+];
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -69,6 +110,9 @@ const MAX_REQUEST_ID: usize = 128;
 pub(crate) struct App {
     pub(crate) generator: Generator,
     pub(crate) encoders: EncoderPool,
+    /// Prompts that are encoded at a time.
+    pub(crate) validation_workers: usize,
+    pub(crate) deployment: Deployment,
     pub(crate) text: Arc<TextModel>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) drain: Arc<Drain>,
@@ -90,6 +134,12 @@ impl App {
         info.max_model_len.min(u32::try_from(limit).unwrap_or(u32::MAX))
     }
 
+    /// The longest prompt that is accepted.
+    fn max_input_tokens(&self, info: &WorkerInfo) -> usize {
+        let rest = (self.max_model_len(info) as usize).saturating_sub(1);
+        self.limits.max_input_tokens.map_or(rest, |limit| limit.min(rest))
+    }
+
     fn rules(&self, info: &WorkerInfo) -> Rules<'_> {
         Rules {
             limits: &self.limits,
@@ -97,6 +147,17 @@ impl App {
             vocab_size: info.vocab_size,
             least_max_tokens: 1,
             defaults: self.text.generation_defaults(),
+        }
+    }
+
+    /// The path of the table that answers at `path`.
+    fn label(&self, path: &str) -> &'static str {
+        let Deployment { predict_route, health_route, .. } = &self.deployment;
+        match PATHS.iter().copied().find(|known| *known == path) {
+            Some(known) => known,
+            None if predict_route.as_deref() == Some(path) => VERTEX,
+            None if health_route.as_deref() == Some(path) => "/health",
+            None => "other",
         }
     }
 
@@ -123,7 +184,7 @@ pub(crate) fn unix_time() -> u64 {
 
 /// Everything that is served.
 pub(crate) fn routes(app: Arc<App>) -> Router {
-    Router::new()
+    let mut routes = Router::new()
         .route(CHAT, post(handlers::chat))
         .route(COMPLETIONS, post(handlers::completions))
         .route("/v1/models", get(health::models))
@@ -132,6 +193,25 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/health", get(health::health))
         .route("/live", get(health::live))
         .route("/ready", get(health::ready))
+        .route("/ping", get(health::health))
+        .route("/", get(health::health).post(tgi::compat))
+        .route("/generate", post(tgi::generate))
+        .route("/generate_stream", post(tgi::generate_stream))
+        .route("/info", get(tgi::info))
+        .route("/tokenize", post(tgi::tokenize))
+        .route("/detokenize", post(tgi::detokenize))
+        .route("/chat_tokenize", post(tgi::chat_tokenize))
+        .route(INVOCATIONS, post(platforms::invoke))
+        .route(VERTEX, post(platforms::invoke));
+    let Deployment { predict_route, health_route, .. } = &app.deployment;
+    // A path that is there already does what it does.
+    if let Some(path) = predict_route.as_deref().filter(|path| !PATHS.contains(path)) {
+        routes = routes.route(path, post(platforms::invoke));
+    }
+    if let Some(path) = health_route.as_deref().filter(|path| !PATHS.contains(path)) {
+        routes = routes.route(path, get(health::health));
+    }
+    routes
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(|_| {
@@ -153,17 +233,22 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
 /// What every request passes on its way in and out.
 async fn gate(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
-    let path = request.uri().path();
-    let label = PATHS.iter().copied().find(|known| *known == path).unwrap_or("other");
-    let mut response = if PUBLIC.contains(&path) || app.is_authorized(request.headers()) {
+    let label = app.label(request.uri().path());
+    let generates = request.method() == Method::POST && GENERATING.contains(&label);
+    let is_public = PUBLIC.contains(&label) || (label == "/" && request.method().is_safe());
+    let mut response = if is_public || app.is_authorized(request.headers()) {
         next.run(request).await
     } else {
-        ApiError::Unauthorized.into_response()
+        refuse(label, ApiError::Unauthorized)
     };
-    let generates = label == CHAT || label == COMPLETIONS;
     app.metrics.http.answered(label, response.status().as_u16(), generates);
     response.headers_mut().insert(REQUEST_ID.clone(), id);
     response
+}
+
+/// An error in the form of the API that a path belongs to.
+pub(crate) fn refuse(path: &str, error: ApiError) -> Response {
+    if TGI.contains(&path) { TgiError(error).into_response() } else { error.into_response() }
 }
 
 /// The client's own id if it is harmless in logs and headers, else a new one.

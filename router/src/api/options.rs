@@ -31,6 +31,9 @@ const MAX_STOP_BYTES: usize = 1024;
 const MAX_STOP_TOKENS: usize = 128;
 const MAX_SALT_BYTES: usize = 256;
 
+/// What clients call the model that know nothing but a URL, such as those of TGI.
+const ANY_MODEL: &[&str] = &["dummy", "tgi"];
+
 /// What the checks compare with.
 pub(crate) struct Rules<'a> {
     pub(crate) limits: &'a RequestLimits,
@@ -118,14 +121,19 @@ impl Options {
     }
 }
 
-fn read_model(fields: &mut Fields, names: &[String]) -> Result<String, ApiError> {
-    match fields.string("model")? {
-        None => Ok(names[0].clone()),
-        Some(asked) if names.contains(&asked) => Ok(asked),
-        Some(asked) => {
-            Err(ApiError::UnknownModel { asked: quoted(&asked), served: names[0].clone() })
-        }
-    }
+/// Reads which of the accepted names is meant.
+pub(super) fn read_model(fields: &mut Fields, names: &[String]) -> Result<String, ApiError> {
+    let asked = fields.string("model")?;
+    asked.map_or_else(|| Ok(names[0].clone()), |asked| find_model(&asked, names))
+}
+
+/// The accepted name that `asked` is, or stands for.
+pub(super) fn find_model(asked: &str, names: &[String]) -> Result<String, ApiError> {
+    let accepted = names.iter().find(|name| *name == asked);
+    let accepted = accepted.or_else(|| names.first().filter(|_| ANY_MODEL.contains(&asked)));
+    accepted
+        .cloned()
+        .ok_or_else(|| ApiError::UnknownModel { asked: quoted(asked), served: names[0].clone() })
 }
 
 fn read_stream(fields: &mut Fields) -> Result<(bool, bool), ApiError> {
@@ -160,14 +168,16 @@ fn read_max_tokens(fields: &mut Fields, least: i64) -> Result<Option<MaxTokens>,
     Ok(read("max_completion_tokens")?.or(old))
 }
 
-fn read_seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
+/// Reads `seed`.
+pub(super) fn read_seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
     let Some(value) = fields.value("seed") else { return Ok(None) };
     // Any 64 bits will do, with a sign or without.
     let seed = value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64));
     seed.map(Some).ok_or_else(|| must_be("seed", "an integer of 64 bits", &value))
 }
 
-fn read_stop(fields: &mut Fields, max: usize) -> Result<Vec<String>, ApiError> {
+/// Reads `stop`: at most `max` strings.
+pub(super) fn read_stop(fields: &mut Fields, max: usize) -> Result<Vec<String>, ApiError> {
     let value = match fields.value("stop") {
         None => return Ok(Vec::new()),
         Some(Value::String(stop)) => vec![Value::String(stop)],

@@ -2,7 +2,8 @@
 //!
 //! A poll takes everything that is waiting and returns it as one frame of whole events. Silence is
 //! broken by a comment every so often, so that proxies keep a stream open that waits for a
-//! worker. An error ends the stream with an event of its own; `[DONE]` is always last.
+//! worker. An error ends the stream with an event of its own; in OpenAI's streams `[DONE]` is
+//! always last.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -15,10 +16,16 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::chunks::{ChunkWriter, Usage, finish_reason};
 use super::drain::InFlight;
 use super::error::ApiError;
-use crate::generate::{Finish, FinishKind, Generation};
+use crate::generate::{ChoiceOutput, Finish, FinishKind, Generation};
 
 /// Room taken for events at a time.
 const BUFFER_BYTES: usize = 4096;
+
+/// The form that an API gives to the news of a generation.
+pub(crate) trait WriteEvents: Send + Unpin + 'static {
+    /// Writes the events of everything that is new, one entry per choice. True: they are the last.
+    fn write(&mut self, news: &mut [ChoiceOutput], out: &mut BytesMut) -> bool;
+}
 
 /// What a stream needs to know beside its generation.
 pub(crate) struct StreamPlan {
@@ -30,17 +37,29 @@ pub(crate) struct StreamPlan {
     pub(crate) num_choices: usize,
     /// Text that precedes each choice, or nothing.
     pub(crate) echoes: Vec<String>,
-    /// Silence after which a comment is sent.
-    pub(crate) keep_alive: Duration,
 }
 
-/// The events of one request.
-pub(crate) struct EventStream {
-    generation: Generation,
+/// Events in OpenAI's form.
+pub(crate) struct OpenAiEvents {
     plan: StreamPlan,
     /// Choices whose first event is written.
     begun: Vec<bool>,
     num_running: usize,
+}
+
+impl OpenAiEvents {
+    pub(crate) fn new(plan: StreamPlan) -> OpenAiEvents {
+        let num_running = plan.echoes.len();
+        OpenAiEvents { plan, begun: vec![false; num_running], num_running }
+    }
+}
+
+/// The events of one request.
+pub(crate) struct EventStream<W> {
+    generation: Generation,
+    events: W,
+    /// Silence after which a comment is sent.
+    keep_alive: Duration,
     out: BytesMut,
     quiet: Pin<Box<Sleep>>,
     last_sent: Instant,
@@ -48,33 +67,9 @@ pub(crate) struct EventStream {
     _in_flight: InFlight,
 }
 
-impl EventStream {
-    pub(crate) fn new(generation: Generation, plan: StreamPlan, in_flight: InFlight) -> Self {
-        let num_running = plan.echoes.len();
-        EventStream {
-            generation,
-            quiet: Box::pin(sleep(plan.keep_alive)),
-            plan,
-            begun: vec![false; num_running],
-            num_running,
-            out: BytesMut::new(),
-            last_sent: Instant::now(),
-            done: false,
-            _in_flight: in_flight,
-        }
-    }
-
-    /// Writes the events of everything that is waiting. `Ready` if there were any.
-    fn poll_events(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let news = match ready!(self.generation.poll_next(context)) {
-            Some(news) => news,
-            None => {
-                self.done = true;
-                return Poll::Ready(());
-            }
-        };
-        let (writer, out) = (&self.plan.writer, &mut self.out);
-        out.reserve(BUFFER_BYTES);
+impl WriteEvents for OpenAiEvents {
+    fn write(&mut self, news: &mut [ChoiceOutput], out: &mut BytesMut) -> bool {
+        let writer = &self.plan.writer;
         for (index, choice) in news.iter_mut().enumerate() {
             if choice.pieces.is_empty() && choice.finish.is_none() {
                 continue;
@@ -97,7 +92,7 @@ impl EventStream {
             self.plan.usage.count(index, self.plan.num_choices, finish);
             match finish_reason(finish) {
                 Some(reason) => {
-                    writer.end(out, index, reason);
+                    writer.end(out, index, reason, finish);
                     self.num_running -= 1;
                 }
                 None => {
@@ -114,17 +109,48 @@ impl EventStream {
                 writer.usage(out, &self.plan.usage);
             }
             out.put_slice(b"data: [DONE]\n\n");
-            self.done = true;
+        }
+        self.num_running == 0
+    }
+}
+
+impl<W: WriteEvents> EventStream<W> {
+    pub(crate) fn new(
+        generation: Generation,
+        events: W,
+        keep_alive: Duration,
+        in_flight: InFlight,
+    ) -> Self {
+        EventStream {
+            generation,
+            events,
+            keep_alive,
+            quiet: Box::pin(sleep(keep_alive)),
+            out: BytesMut::new(),
+            last_sent: Instant::now(),
+            done: false,
+            _in_flight: in_flight,
+        }
+    }
+
+    /// Writes the events of everything that is waiting. `Ready` if there were any.
+    fn poll_events(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        match ready!(self.generation.poll_next(context)) {
+            Some(news) => {
+                self.out.reserve(BUFFER_BYTES);
+                self.done = self.events.write(news, &mut self.out);
+            }
+            None => self.done = true,
         }
         Poll::Ready(())
     }
 
     fn poll_keep_alive(&mut self, context: &mut Context<'_>) -> Poll<()> {
         while self.quiet.as_mut().poll(context).is_ready() {
-            let due = self.last_sent + self.plan.keep_alive;
+            let due = self.last_sent + self.keep_alive;
             if due <= Instant::now() {
                 self.out.put_slice(b": keep-alive\n\n");
-                self.quiet.as_mut().reset(Instant::now() + self.plan.keep_alive);
+                self.quiet.as_mut().reset(Instant::now() + self.keep_alive);
                 return Poll::Ready(());
             }
             // Something was sent meanwhile: moving the timer only now keeps it off the hot path.
@@ -134,7 +160,7 @@ impl EventStream {
     }
 }
 
-impl Body for EventStream {
+impl<W: WriteEvents> Body for EventStream<W> {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
@@ -160,7 +186,7 @@ impl Body for EventStream {
     }
 }
 
-fn put_event(out: &mut BytesMut, json: &str) {
+pub(crate) fn put_event(out: &mut BytesMut, json: &str) {
     out.put_slice(b"data: ");
     out.put_slice(json.as_bytes());
     out.put_slice(b"\n\n");
@@ -171,6 +197,6 @@ pub(crate) fn failure(finish: &Finish) -> ApiError {
     match &finish.kind {
         FinishKind::Interrupted(reason) => ApiError::Interrupted(reason.clone()),
         FinishKind::Failed(reason) => ApiError::Failed(reason.clone()),
-        FinishKind::Stop | FinishKind::Length => ApiError::Internal,
+        FinishKind::Stop(_) | FinishKind::Length => ApiError::Internal,
     }
 }

@@ -20,6 +20,7 @@ mod simulation;
 mod suspects;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use handle::{Command, EngineHandle, EngineInbox, EngineState, SubmitError};
 pub use millstream_proto::{Grammar, Sampling as SamplingParams};
@@ -78,6 +79,8 @@ pub struct Event {
     pub prompt_logprobs: Vec<TokenLogprobs>,
     /// On the first event of the sequence: prompt tokens that came from the prefix cache.
     pub cached_tokens: Option<u32>,
+    /// On the first event of the sequence: how long it waited for its first step.
+    pub waited: Option<Duration>,
     /// Present on the last event.
     pub finish: Option<FinishReason>,
 }

@@ -51,6 +51,8 @@ pub(super) struct Sequence {
     pub(super) run: u32,
     /// Prompt tokens found in the prefix cache at the first admission.
     pub(super) cached_tokens: Option<u32>,
+    /// From its arrival to its first admission.
+    pub(super) waited: Duration,
     /// Tokens of the prompt whose log-probabilities have been reported, the first one counted in:
     /// nothing predicts it.
     pub(super) num_scored: usize,
@@ -82,6 +84,7 @@ impl Sequence {
             num_in_flight: 0,
             run: 0,
             cached_tokens: None,
+            waited: Duration::ZERO,
             num_scored: 1,
             scored_from: 1,
             suspicion: Suspicion::default(),
@@ -212,6 +215,7 @@ impl Sequence {
             logprobs: Vec::new(),
             prompt_logprobs: Vec::new(),
             cached_tokens: is_first.then(|| self.cached_tokens.unwrap_or(0)),
+            waited: is_first.then_some(self.waited),
             finish,
         }
     }

@@ -68,68 +68,72 @@ impl ChoiceText {
         ChoiceText { num_decoded_chars: num_chars, ..self }
     }
 
-    /// Takes one token in and appends to `visible` what it makes visible. True: a stop string was
-    /// completed, and the text ends here.
+    /// Takes one token in and appends to `visible` what it makes visible. The stop string that it
+    /// completed is returned, and the text ends here.
     pub(crate) fn push(
         &mut self,
         token: u32,
         logprobs: Option<TokenLogprobs>,
         visible: &mut Visible,
-    ) -> bool {
+    ) -> Option<String> {
         self.num_tokens += 1;
         visible.decoded.clear();
         self.decoder.push(token, &mut visible.decoded);
         if let Some(TokenLogprobs { logprob, top }) = logprobs {
             let start = self.num_decoded;
             let text_offset = self.num_decoded_chars;
+            let text_len = visible.decoded.len();
             self.held.push_back(Held {
-                entry: TokenEntry { token, logprob: Some(logprob), top, text_offset },
+                entry: TokenEntry { token, logprob: Some(logprob), top, text_offset, text_len },
                 start,
                 // A token that decoded to nothing yet waits for at least the byte that follows.
-                leaves_at: (start + visible.decoded.len()).max(start + 1),
+                leaves_at: (start + text_len).max(start + 1),
             });
             self.num_decoded_chars += visible.decoded.chars().count();
         }
         self.show(visible)
     }
 
-    /// The sequence has ended by itself: shows what was held back. True as for `push`.
-    pub(crate) fn finish(&mut self, visible: &mut Visible) -> bool {
+    /// The sequence has ended by itself: shows what was held back, as far as no stop string is
+    /// complete in it.
+    pub(crate) fn finish(&mut self, visible: &mut Visible) -> Option<String> {
         visible.decoded.clear();
         self.decoder.finish(&mut visible.decoded);
-        if self.show(visible) {
-            return true;
+        let stopped = self.show(visible);
+        if stopped.is_some() {
+            return stopped;
         }
         if let Some(stop) = &mut self.stop {
             stop.finish(&mut visible.text);
         }
         visible.tokens.extend(self.held.drain(..).map(|held| held.entry));
-        false
+        None
     }
 
-    /// Lets `visible.decoded` through as far as the stop strings allow.
-    fn show(&mut self, visible: &mut Visible) -> bool {
+    /// Lets `visible.decoded` through as far as the stop strings allow; returns one that is
+    /// complete.
+    fn show(&mut self, visible: &mut Visible) -> Option<String> {
         self.num_decoded += visible.decoded.len();
         let before = visible.text.len();
         let stopped = match &mut self.stop {
             Some(stop) if self.num_tokens > self.min_tokens => {
-                stop.push(&visible.decoded, &mut visible.text).is_some()
+                stop.push(&visible.decoded, &mut visible.text)
             }
             _ => {
                 visible.text.push_str(&visible.decoded);
-                false
+                None
             }
         };
         self.num_visible += visible.text.len() - before;
-        if stopped {
+        if stopped.is_some() {
             // What begins after the cut was never said.
             self.held.retain(|held| held.start < self.num_visible);
             visible.tokens.extend(self.held.drain(..).map(|held| held.entry));
-            return true;
+            return stopped;
         }
         let leaving =
             self.held.iter().take_while(|held| held.leaves_at <= self.num_visible).count();
         visible.tokens.extend(self.held.drain(..leaving).map(|held| held.entry));
-        false
+        None
     }
 }

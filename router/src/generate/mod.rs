@@ -42,7 +42,8 @@ pub use output::{ChoiceOutput, Piece};
 
 use crate::engine::run::EventSink;
 use crate::engine::{
-    EngineHandle, EngineState, Event, Grammar, NewSequence, SamplingParams, SequenceId, SubmitError,
+    EngineHandle, EngineState, Event, Grammar, NewSequence, SamplingParams, SequenceId,
+    SubmitError, TokenLogprobs,
 };
 use crate::metrics::GenerationMetrics;
 use crate::text::{StopMatcher, TextModel};
@@ -106,19 +107,36 @@ pub struct TokenEntry {
     pub top: Vec<(u32, f32)>,
     /// Where its text begins in the text of the choice, in characters; a prompt's text begins at 0.
     pub text_offset: usize,
+    /// Bytes of text that it added: none for the first half of a character, which is the second
+    /// half's.
+    pub text_len: usize,
 }
 
 /// Why a choice ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FinishKind {
-    /// A stop token or a stop string.
-    Stop,
+    /// The text came to its end.
+    Stop(StopCause),
     /// The limit of tokens.
     Length,
     /// The sequence could not go on.
     Failed(String),
     /// The server or the pace of the client ended it.
     Interrupted(String),
+}
+
+/// What ended a text before its limit.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StopCause {
+    /// This stop token was sampled. It is counted, and has no part in the text.
+    Token {
+        /// The token.
+        token: u32,
+        /// Where log-probabilities were asked for.
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// This stop string was completed.
+    Text(String),
 }
 
 /// The end of a choice.
@@ -130,13 +148,15 @@ pub struct Finish {
     pub num_tokens: u32,
     /// Tokens of the prompt that came from the prefix cache.
     pub cached_tokens: u32,
+    /// How long it waited for its first step.
+    pub waited: Duration,
 }
 
 #[cfg(test)]
 impl Finish {
     fn failed(message: &str) -> Finish {
         let kind = FinishKind::Failed(message.into());
-        Finish { kind, num_tokens: 0, cached_tokens: 0 }
+        Finish { kind, num_tokens: 0, cached_tokens: 0, waited: Duration::ZERO }
     }
 }
 
@@ -259,6 +279,7 @@ impl Generator {
             submitted: Instant::now(),
             num_tokens: 0,
             cached_tokens: None,
+            waited: Duration::ZERO,
             last_token: None,
         }
     }
@@ -282,6 +303,15 @@ impl Drop for SinkEnd {
 pub struct Places {
     ids: Vec<SequenceId>,
     engine: EngineHandle,
+}
+
+impl Places {
+    /// The first `count` of them, for one of several requests that were admitted together.
+    pub fn split(&mut self, count: usize) -> Places {
+        let rest = self.ids.split_off(count);
+        let ids = std::mem::replace(&mut self.ids, rest);
+        Places { ids, engine: self.engine.clone() }
+    }
 }
 
 impl Drop for Places {

@@ -16,7 +16,7 @@ use tracing::{debug, error};
 use super::choice::{ChoiceText, Visible};
 use super::output::{News, Output};
 use super::scores::PromptScores;
-use super::{Finish, FinishKind};
+use super::{Finish, FinishKind, StopCause};
 use crate::engine::{EngineHandle, Event, FinishReason, SequenceId};
 use crate::metrics::GenerationMetrics;
 
@@ -53,6 +53,7 @@ pub(crate) struct Live {
     pub(crate) submitted: Instant,
     pub(crate) num_tokens: u32,
     pub(crate) cached_tokens: Option<u32>,
+    pub(crate) waited: Duration,
     pub(crate) last_token: Option<Instant>,
 }
 
@@ -153,6 +154,7 @@ impl Pump {
         // Events of a sequence that was left in the meantime.
         let Some(live) = self.live.get_mut(&event.id) else { return };
         live.cached_tokens = live.cached_tokens.or(event.cached_tokens);
+        live.waited = event.waited.unwrap_or(live.waited);
         if let Some(scores) = &mut live.scores
             && scores.add(event.prompt_logprobs)
             && let Some(scores) = live.scores.take()
@@ -180,19 +182,26 @@ impl Pump {
             }
         }
         let mut logprobs = event.logprobs.into_iter();
-        for token in event.tokens {
+        let mut stop_logprobs = None;
+        let num_tokens = event.tokens.len();
+        for (i, token) in event.tokens.into_iter().enumerate() {
             live.num_tokens += 1;
             let logprobs = logprobs.next();
             // The token that ends a text is counted and not shown.
             if event.finish == Some(FinishReason::StopToken(token)) {
+                stop_logprobs = logprobs;
                 break;
             }
-            if live.text.push(token, logprobs, &mut self.visible) {
+            if let Some(stop) = live.text.push(token, logprobs, &mut self.visible) {
                 if event.finish.is_none() {
                     self.engine.abort(event.id);
                 }
-                self.end(event.id, FinishKind::Stop);
+                self.end(event.id, FinishKind::Stop(StopCause::Text(stop)));
                 return;
+            }
+            // The last token leaves together with the end: some clients are told both at once.
+            if event.finish.is_some() && i + 1 == num_tokens {
+                break;
             }
             let news =
                 News { text: &self.visible.text, tokens: &mut self.visible.tokens, finish: None };
@@ -201,11 +210,13 @@ impl Pump {
         }
         let Some(reason) = event.finish else { return };
         let stopped = live.text.finish(&mut self.visible);
-        let kind = match reason {
-            _ if stopped => FinishKind::Stop,
-            FinishReason::StopToken(_) => FinishKind::Stop,
-            FinishReason::Length => FinishKind::Length,
-            FinishReason::Error(message) => FinishKind::Failed(message),
+        let kind = match (stopped, reason) {
+            (Some(stop), _) => FinishKind::Stop(StopCause::Text(stop)),
+            (None, FinishReason::StopToken(token)) => {
+                FinishKind::Stop(StopCause::Token { token, logprobs: stop_logprobs })
+            }
+            (None, FinishReason::Length) => FinishKind::Length,
+            (None, FinishReason::Error(message)) => FinishKind::Failed(message),
         };
         self.end(event.id, kind);
     }
@@ -221,6 +232,7 @@ impl Pump {
             kind,
             num_tokens: live.num_tokens,
             cached_tokens: live.cached_tokens.unwrap_or(0),
+            waited: live.waited,
         };
         let news = News {
             text: &self.visible.text,

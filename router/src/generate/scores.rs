@@ -32,9 +32,9 @@ impl PromptScores {
         let known = self.found.into_iter().map(|found| (Some(found.logprob), found.top));
         let (mut text, mut text_offset) = (String::new(), 0);
         let entry = |(&token, (logprob, top))| {
-            let entry = TokenEntry { token, logprob, top, text_offset };
             text.clear();
             self.decoder.push(token, &mut text);
+            let entry = TokenEntry { token, logprob, top, text_offset, text_len: text.len() };
             text_offset += text.chars().count();
             entry
         };

@@ -72,8 +72,47 @@ async fn a_stop_string_ends_the_text_before_it_and_aborts_the_sequence() {
         assert_eq!(engine.aborted().await, id);
         let (text, _, finish) = read(&mut generation).await;
         assert_eq!((text.as_str(), finish.num_tokens), (*seen, *num_tokens), "{said:?}");
-        assert_eq!(finish.kind, FinishKind::Stop);
+        let FinishKind::Stop(StopCause::Text(found)) = finish.kind else { panic!("{finish:?}") };
+        assert!(stop.contains(&&*found), "{found:?}");
     }
+}
+
+#[tokio::test]
+async fn the_last_token_leaves_together_with_the_end() {
+    let (generator, mut engine) = start(1, PATIENT);
+    let mut wanted = request(&[]);
+    wanted.sampling.logprobs = true;
+    let mut generation = submit(&generator, &wanted);
+    let (id, _) = engine.added().await;
+    let mut last = event(id, tokens("ab"), Some(FinishReason::Length));
+    last.logprobs = tokens("ab").into_iter().map(|token| logprobs(token, 0)).collect();
+    last.waited = Some(Duration::from_secs(2));
+    engine.step(vec![last]);
+    let (mut pieces, mut waited) = (Vec::new(), None);
+    while let Some(news) = generation.next().await {
+        let finish = news[0].finish.take();
+        waited = finish.as_ref().map(|finish| finish.waited).or(waited);
+        let lens = news[0].tokens.iter().map(|entry| entry.text_len).sum::<usize>();
+        pieces.push((news[0].text.clone(), lens, finish.map(|finish| finish.kind)));
+    }
+    // The first may have been taken before the second came.
+    let (text, len, kind) = pieces.pop().unwrap();
+    assert!(text.ends_with('b') && len == text.len(), "{text}");
+    assert_eq!((kind, waited), (Some(FinishKind::Length), Some(Duration::from_secs(2))));
+}
+
+#[tokio::test]
+async fn a_stop_token_is_told_with_its_log_probability() {
+    let (generator, mut engine) = start(1, PATIENT);
+    let mut generation = submit(&generator, &request(&[]));
+    let (id, _) = engine.added().await;
+    let mut last = event(id, vec![EOS], Some(FinishReason::StopToken(EOS)));
+    last.logprobs = vec![logprobs(EOS, 2)];
+    engine.step(vec![last]);
+    let (text, entries, finish) = read(&mut generation).await;
+    assert_eq!((text.as_str(), entries.len()), ("", 0));
+    let logprobs = Some(logprobs(EOS, 2));
+    assert_eq!(finish.kind, FinishKind::Stop(StopCause::Token { token: EOS, logprobs }));
 }
 
 #[tokio::test]
@@ -84,7 +123,9 @@ async fn what_a_stop_string_held_back_is_shown_at_the_end() {
     engine.say(id, "xxab", Some(FinishReason::StopToken(EOS)));
     let (text, _, finish) = read(&mut generation).await;
     assert_eq!(text, "xxab");
-    assert_eq!(finish, Finish { kind: FinishKind::Stop, num_tokens: 5, cached_tokens: 0 });
+    let kind = FinishKind::Stop(StopCause::Token { token: EOS, logprobs: None });
+    let waited = Duration::ZERO;
+    assert_eq!(finish, Finish { kind, num_tokens: 5, cached_tokens: 0, waited });
 }
 
 #[tokio::test]
@@ -133,7 +174,11 @@ async fn a_tokens_entry_leaves_with_the_text_it_belongs_to() {
 #[tokio::test]
 async fn a_dropped_generation_is_aborted_and_a_dropped_place_is_free() {
     let (generator, mut engine) = start(2, PATIENT);
-    drop(generator.admit(2).unwrap());
+    let mut both = generator.admit(2).unwrap();
+    let one = both.split(1);
+    drop(both);
+    assert!(generator.admit(2).is_err() && generator.admit(1).is_ok());
+    drop(one);
     let mut wanted = request(&[]);
     wanted.num_choices = 2;
     let generation = submit(&generator, &wanted);

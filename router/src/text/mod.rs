@@ -36,6 +36,7 @@ pub(crate) use defaults::{MAX_REPETITION_PENALTY, MAX_TEMPERATURE};
 pub use pool::{EncoderPool, PoolError};
 pub use stop::StopMatcher;
 pub use template::{ChatPrompt, TemplateError};
+pub use tokenizer::TokenSpan;
 
 use constraint::Checker;
 use defaults::Ignored;
@@ -173,6 +174,15 @@ impl TextModel {
         self.tokenizer.encode(text, add_special_tokens)
     }
 
+    /// The tokens of `text`, each with its place in it.
+    pub fn encode_spans(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> Result<Vec<TokenSpan>, TextError> {
+        self.tokenizer.encode_spans(text, add_special_tokens)
+    }
+
     /// The ids of a rendered chat. A BOS that the template wrote and the tokenizer adds as well
     /// stands there once.
     pub fn encode_chat(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
@@ -234,6 +244,25 @@ impl TextModel {
     /// sentence about the field that asked for it. Takes milliseconds for what is new.
     pub fn accept(&self, constraint: &Constraint) -> Result<Grammar, String> {
         self.constraints.accept(constraint)
+    }
+
+    /// How the vocabulary spells a token, which is not always as the text that it stands for.
+    pub fn token_name(&self, id: u32) -> String {
+        self.tokenizer.token_name(id).unwrap_or_else(|| self.token_text(id).0)
+    }
+
+    /// Whether a token is one of the tokenizer's special ones, which a text does not show.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.tokenizer.is_special(id)
+    }
+
+    /// The text of a whole list of ids.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> String {
+        let mut decoder = self.decoder(skip_special_tokens);
+        let mut text = String::new();
+        ids.iter().for_each(|id| decoder.push(*id, &mut text));
+        decoder.finish(&mut text);
+        text
     }
 
     /// The same without the sampling that the checkpoint recommends. What ends a text stays.

@@ -20,6 +20,17 @@ use super::pool::panic_text;
 /// A vocabulary whose largest id is beyond this is a broken file, not a table to allocate.
 const MAX_TOKEN_ID: u32 = 1 << 22;
 
+/// A token and the characters of the text that it stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenSpan {
+    /// The token.
+    pub id: u32,
+    /// Its first character; 0, as `stop`, for a token that the tokenizer added.
+    pub start: usize,
+    /// The character after its last.
+    pub stop: usize,
+}
+
 /// Text to ids and ids to bytes.
 pub(super) struct TextTokenizer {
     /// `None`: ids below 256 are bytes ([`TextTokenizer::bytes`]).
@@ -102,6 +113,30 @@ impl TextTokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    pub(super) fn encode_spans(
+        &self,
+        text: &str,
+        special: bool,
+    ) -> Result<Vec<TokenSpan>, TextError> {
+        let Some(tokenizer) = &self.tokenizer else {
+            let bytes = |(start, c): (usize, char)| {
+                let id = move |byte: &u8| TokenSpan { id: (*byte).into(), start, stop: start + 1 };
+                c.encode_utf8(&mut [0; 4]).as_bytes().iter().map(id).collect::<Vec<_>>()
+            };
+            return Ok(text.chars().enumerate().flat_map(bytes).collect());
+        };
+        let encoding = tokenizer
+            .encode_char_offsets(text, special)
+            .map_err(|error| TextError::Encode(error.to_string()))?;
+        let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
+        Ok(tokens.map(|(&id, &(start, stop))| TokenSpan { id, start, stop }).collect())
+    }
+
+    /// How the vocabulary spells a token.
+    pub(super) fn token_name(&self, id: u32) -> Option<String> {
+        self.tokenizer.as_ref()?.id_to_token(id)
+    }
+
     /// The id of a token by its exact content.
     pub(super) fn token_id(&self, token: &str) -> Option<u32> {
         self.tokenizer.as_ref()?.token_to_id(token)
@@ -128,6 +163,15 @@ impl TextTokenizer {
         let added = tokenizer.get_added_vocabulary();
         let token = added.simple_id_to_token(id).or_else(|| tokenizer.id_to_token(id));
         token.is_some_and(|token| !skip_special_tokens || !added.is_special_token(&token))
+    }
+
+    /// Whether a token leaves something in a text only where special tokens are asked for.
+    pub(super) fn is_special(&self, id: u32) -> bool {
+        match &self.detokenizer {
+            Detokenizer::Table(table) => table.is_special(id),
+            Detokenizer::Bytes => false,
+            Detokenizer::Crate => self.is_visible(id, false) && !self.is_visible(id, true),
+        }
     }
 
     /// The bytes of one id, wherever in a text it may stand.
@@ -378,6 +422,34 @@ mod tests {
         assert_eq!(byte_level.token_bytes(9_999), b"");
         assert_eq!(load(&testing::word_piece()).token_bytes(1), b"the");
         assert_eq!(TextTokenizer::bytes().token_bytes(300), b" t300");
+    }
+
+    #[test]
+    fn a_token_has_a_place_in_the_text_a_spelling_and_a_rank() {
+        let byte_level = load(&testing::byte_level());
+        let spans = byte_level.encode_spans("a\u{1f680}<|im_end|>", true).unwrap();
+        let places: Vec<_> = spans.iter().map(|span| (span.start, span.stop)).collect();
+        // The rocket is cut into the tokens of its bytes.
+        assert_eq!((places[0], *places.last().unwrap()), ((0, 1), (2, 12)));
+        assert!(spans.len() > 3 && places[1..places.len() - 1].iter().all(|at| *at == (1, 2)));
+        let ids: Vec<u32> = spans.iter().map(|span| span.id).collect();
+        assert_eq!(ids, byte_level.encode("a\u{1f680}<|im_end|>", true).unwrap());
+        let is_special: Vec<bool> = ids.iter().map(|id| byte_level.is_special(*id)).collect();
+        assert_eq!(is_special.iter().position(|special| *special), Some(ids.len() - 1));
+
+        let sentencepiece = load(&testing::sentencepiece());
+        let bos = sentencepiece.encode_spans("the", true).unwrap()[0];
+        assert_eq!((bos.start, bos.stop, sentencepiece.is_special(bos.id)), (0, 0, true));
+        let the = sentencepiece.token_id("▁the").unwrap();
+        assert_eq!(sentencepiece.token_name(the).as_deref(), Some("▁the"));
+        let word_piece = load(&testing::word_piece());
+        assert!(!word_piece.is_special(1) && !word_piece.is_special(9_999));
+
+        let bytes = TextTokenizer::bytes();
+        let places = bytes.encode_spans("a\u{e9}", true).unwrap();
+        let expected = [(97, 0, 1), (0xc3, 1, 2), (0xa9, 1, 2)];
+        assert_eq!(places, expected.map(|(id, start, stop)| TokenSpan { id, start, stop }));
+        assert!(!bytes.is_special(300) && bytes.token_name(97).is_none());
     }
 
     #[test]

@@ -56,7 +56,6 @@ const NO_TRACES: &str = "traces are not exported";
 const NO_WATERMARK: &str = "there is no watermark, and a request for one is refused";
 const NO_TUNNEL: &str = "no tunnel is opened";
 const ONE_MACHINE: &str = "one worker on this machine runs the model";
-const NO_VERTEX: &str = "the routes of Vertex AI are not served; PORT sets the port";
 const NO_QUANTISED: &str = "quantised weights are not read";
 
 pub(super) const TABLE: &[Variable] = &[
@@ -83,7 +82,7 @@ pub(super) const TABLE: &[Variable] = &[
     .unless(&["auto"]),
     ignored("TRUST_REMOTE_CODE", Switch, "code of a checkpoint is never run"),
     honoured("MAX_CONCURRENT_REQUESTS", "default 512"),
-    honoured("MAX_BEST_OF", "limits `n`; default 128"),
+    honoured("MAX_BEST_OF", "limits `n` too; default 128"),
     honoured("MAX_STOP_SEQUENCES", "default 16"),
     honoured("MAX_TOP_N_TOKENS", "default 20"),
     honoured("MAX_INPUT_TOKENS", ""),
@@ -142,7 +141,7 @@ pub(super) const TABLE: &[Variable] = &[
     ignored("NGROK_AUTHTOKEN", Value("TOKEN"), NO_TUNNEL),
     ignored("NGROK_EDGE", Value("EDGE"), NO_TUNNEL),
     honoured("TOKENIZER_CONFIG_PATH", "its chat template, if it has one, wins over all others"),
-    ignored("DISABLE_GRAMMAR_SUPPORT", Switch, "a request for a grammar is refused anyway"),
+    ignored("DISABLE_GRAMMAR_SUPPORT", Switch, "a grammar costs nothing where none is asked for"),
     honoured("MAX_CLIENT_BATCH_SIZE", "default 32"),
     refused(
         "LORA_ADAPTERS",
@@ -154,7 +153,7 @@ pub(super) const TABLE: &[Variable] = &[
     ignored(
         "ENABLE_PREFILL_LOGPROBS",
         Switch,
-        "log-probabilities of prompts are not computed, and a request for them is refused",
+        "log-probabilities of a prompt are there for every request that asks for them",
     ),
     honoured("GRACEFUL_TERMINATION_TIMEOUT", ""),
     // Without a flag.
@@ -175,7 +174,7 @@ pub(super) const TABLE: &[Variable] = &[
     ignored("ATTENTION", Environment, "there is one implementation"),
     ignored("USE_FLASH_ATTENTION", Environment, "there is one implementation").unless(&["true"]),
     ignored("TGI_WIGGLE_ROOM", Environment, "KV_CACHE_MEMORY limits what is taken"),
-    ignored("COMPUTE_TYPE", Environment, "answers carry no x-compute-type"),
+    read("COMPUTE_TYPE", "default `cpu`; also a flag"),
     ignored("CUDA_VISIBLE_DEVICES", Environment, CPU_ONLY),
     // The container runtime reads it first, and sets these values by itself.
     ignored("NVIDIA_VISIBLE_DEVICES", Environment, CPU_ONLY).unless(&["all", "void", "none"]),
@@ -185,7 +184,7 @@ pub(super) const TABLE: &[Variable] = &[
     ignored("DISABLE_EXLLAMA", Environment, NO_QUANTISED),
     ignored("EXLLAMA_VERSION", Environment, NO_QUANTISED),
     ignored("MAX_IMAGE_FETCH_SIZE", Environment, "images are never fetched"),
-    ignored("AIP_HTTP_PORT", Environment, NO_VERTEX),
-    ignored("AIP_PREDICT_ROUTE", Environment, NO_VERTEX),
-    ignored("AIP_HEALTH_ROUTE", Environment, NO_VERTEX),
+    read("AIP_HTTP_PORT", "wins over PORT; also a flag"),
+    read("AIP_PREDICT_ROUTE", "asks for API_KEY, in TGI it does not; also a flag"),
+    read("AIP_HEALTH_ROUTE", "also a flag"),
 ];

@@ -3,7 +3,7 @@
 mod http;
 mod server;
 
-pub(crate) use http::{Response, Stream, request};
+pub(crate) use http::{Response, Stream, request, stream};
 pub(crate) use server::{Server, executable, is_running, send_signal};
 
 use std::time::{Duration, Instant};

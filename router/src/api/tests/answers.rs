@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::engine::FinishReason;
+use crate::testing::{event, logprobs, tokens};
 
 /// What the scripted model answers: another text for every choice, in more than ASCII.
 fn text_of(sequence: &NewSequence) -> String {
@@ -50,6 +52,7 @@ async fn a_whole_chat_answer_has_openais_shape() {
                 "message": {"role": "assistant", "content": text, "refusal": null},
                 "logprobs": null,
                 "finish_reason": "stop",
+                "stop_reason": null,
             }],
             "usage": {
                 "prompt_tokens": CHAT_TOKENS, "completion_tokens": tokens,
@@ -68,7 +71,7 @@ async fn a_whole_completion_has_openais_shape() {
     let mut answer = server.post(COMPLETIONS, &body).await.json();
     assert!(answer["id"].take().as_str().unwrap().starts_with("cmpl-"));
     answer["created"].take();
-    let choice = |index: usize, text: &str| json!({"index": index, "text": text, "logprobs": null, "finish_reason": "length"});
+    let choice = |index: usize, text: &str| json!({"index": index, "text": text, "logprobs": null, "finish_reason": "length", "stop_reason": null});
     assert_eq!(
         answer,
         json!({
@@ -114,7 +117,9 @@ async fn a_chat_stream_is_role_then_content_then_end_then_usage() {
         let choice = |delta: Value, reason: Value| json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason}]);
         let first = choice(json!({"role": "assistant", "content": ""}), Value::Null);
         assert_eq!(events[0]["choices"], first);
-        assert_eq!(events.last().unwrap()["choices"], choice(json!({}), json!("length")));
+        let mut last = choice(json!({}), json!("length"));
+        last[0]["stop_reason"] = Value::Null;
+        assert_eq!(events.last().unwrap()["choices"], last);
         let middle = &events[1..events.len() - 1];
         let content =
             |event: &Value| event["choices"][0]["delta"]["content"].as_str().unwrap().to_owned();
@@ -150,8 +155,9 @@ async fn a_stream_says_what_the_whole_answer_says() {
                 .map(|event| &event["choices"][0])
                 .filter(|part| part["index"] == choice["index"])
                 .collect();
-            let reason = &parts.last().unwrap()["finish_reason"];
-            assert_eq!(reason, &choice["finish_reason"], "{body}");
+            for field in ["finish_reason", "stop_reason"] {
+                assert_eq!(parts.last().unwrap()[field], choice[field], "{field} of {body}");
+            }
             let text = |part: &&Value| {
                 let text = part["delta"].get("content").unwrap_or(&part["text"]);
                 text.as_str().unwrap_or_default().to_owned()
@@ -170,6 +176,53 @@ async fn a_stream_says_what_the_whole_answer_says() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_choice_says_which_stop_of_the_request_ended_it() {
+    let server = start_answering(|_| (), |_| "a b".into()).await;
+    for (fields, reason, stop_reason) in [
+        (json!({}), "stop", json!(null)),
+        (json!({"stop": ["zz", " "]}), "stop", json!(" ")),
+        (json!({"stop_token_ids": [32]}), "stop", json!(32)),
+        (json!({"max_tokens": 2}), "length", json!(null)),
+    ] {
+        for (path, body) in
+            [(CHAT, chat(fields.clone())), (COMPLETIONS, completion(json!("p"), fields))]
+        {
+            let answer = server.post(path, &body).await.json();
+            let choice = &answer["choices"][0];
+            assert_eq!(choice["finish_reason"], reason, "{body}");
+            assert_eq!(choice["stop_reason"], stop_reason, "{body}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_best_of_several_completions_are_the_likeliest_and_all_of_them_are_counted() {
+    let (server, mut engine) = start(|_| ()).await;
+    let body = completion(json!(["x", "y"]), json!({"n": 2, "best_of": 3}));
+    let request = server.post(COMPLETIONS, &body);
+    let answer = async {
+        for (text, logprob) in
+            [("aa", -0.9), ("b", -0.2), ("cc", -0.5), ("dd", -0.1), ("e", -0.3), ("ff", -0.7)]
+        {
+            let (id, _) = engine.added().await;
+            let mut last = event(id, tokens(text), Some(FinishReason::Length));
+            last.logprobs = last.tokens.iter().map(|token| logprobs(*token, 0)).collect();
+            last.logprobs.iter_mut().for_each(|reported| reported.logprob = logprob);
+            engine.step(vec![last]);
+        }
+    };
+    let (answer, ()) = tokio::join!(request, answer);
+    let answer = answer.json();
+    let choices = answer["choices"].as_array().unwrap();
+    let texts: Vec<&Value> = choices.iter().map(|choice| &choice["text"]).collect();
+    assert_eq!(texts, ["b", "cc", "dd", "e"]);
+    for (index, choice) in choices.iter().enumerate() {
+        assert_eq!((&choice["index"], &choice["logprobs"]), (&json!(index), &Value::Null));
+    }
+    assert_eq!(answer["usage"]["completion_tokens"], 10);
 }
 
 #[tokio::test]
@@ -246,7 +299,7 @@ async fn a_final_message_can_be_continued() {
     let request = server.send(post(CHAT, body.to_string()));
     let answer = async {
         let (id, sequence) = engine.added().await;
-        engine.say(id, "x", Some(crate::engine::FinishReason::Length));
+        engine.say(id, "x", Some(FinishReason::Length));
         sequence
     };
     let (_, sequence) = tokio::join!(request, answer);
@@ -265,7 +318,7 @@ async fn equal_prompts_of_a_request_without_a_seed_are_drawn_differently() {
             for _ in 0..4 {
                 let (id, sequence) = engine.added().await;
                 drawn.push((sequence.seed, sequence.choice));
-                engine.say(id, "", Some(crate::engine::FinishReason::Length));
+                engine.say(id, "", Some(FinishReason::Length));
             }
             drawn
         };

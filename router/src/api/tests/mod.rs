@@ -3,8 +3,12 @@
 mod answers;
 mod constraints;
 mod cors;
+mod platforms;
 mod server;
 mod streams;
+mod tgi;
+mod tgi_requests;
+mod tokens;
 mod validation;
 
 use std::net::SocketAddr;

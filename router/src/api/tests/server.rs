@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::api::{PATHS, PUBLIC};
+use crate::api::{PATHS, PUBLIC, TGI};
 use crate::engine::{EngineState, FinishReason};
 use crate::testing::{EOS, event, worker_info};
 
@@ -21,18 +21,22 @@ fn request(method: Method, path: &str) -> Request<Full<Bytes>> {
 async fn every_route_but_health_and_metrics_asks_for_the_key() {
     let server =
         start_answering(|config| config.api_key = Some("k-1".into()), |_| "a".into()).await;
-    let unknown = ["/", "/v1", "/v1/models/demo", "/v1/none", "/health/", "/HEALTH", "//health"];
+    let unknown = ["/v1", "/v1/models/demo", "/v1/none", "/health/", "/HEALTH", "//health"];
     for path in PATHS.iter().copied().chain(unknown) {
         for method in [Method::GET, Method::POST, Method::DELETE] {
             let answer = server.call(request(method.clone(), path)).await;
-            let is_public = PUBLIC.contains(&path);
+            let is_public = PUBLIC.contains(&path) || (path == "/" && method == Method::GET);
             assert_eq!(answer.status == StatusCode::UNAUTHORIZED, !is_public, "{method} {path}");
-            if !is_public {
-                assert_eq!(answer.json()["error"]["code"], "invalid_api_key");
+            if is_public {
+                continue;
             }
+            let body = answer.json();
+            let code =
+                if TGI.contains(&path) { &body["error_type"] } else { &body["error"]["code"] };
+            assert!(*code == "authentication" || *code == "invalid_api_key", "{path}: {body}");
         }
     }
-    assert_eq!(PUBLIC, ["/health", "/live", "/ready", "/metrics"]);
+    assert_eq!(PUBLIC, ["/health", "/live", "/ready", "/metrics", "/ping", "/info"]);
 }
 
 #[tokio::test]
@@ -63,7 +67,7 @@ async fn unknown_routes_and_methods_are_refused_in_openais_shape() {
     let server = start_answering(|_| (), |_| "a".into()).await;
     let cases = [
         (Method::GET, "/v1/none", 404, "unknown_url"),
-        (Method::POST, "/", 404, "unknown_url"),
+        (Method::POST, "/generate/", 404, "unknown_url"),
         (Method::GET, "/v1/models/none", 404, "model_not_found"),
         (Method::GET, "/v1/models/%ff", 404, "model_not_found"),
         (Method::GET, CHAT, 405, "method_not_allowed"),
@@ -85,6 +89,8 @@ async fn the_models_are_the_accepted_names() {
     assert_eq!(models["object"], "list");
     let ids: Vec<_> = models["data"].as_array().unwrap().iter().map(|card| &card["id"]).collect();
     assert_eq!(ids, ["demo", "demo-alias"]);
+    // What clients say that know only a URL.
+    assert_eq!(server.get("/v1/models/tgi").await.json()["id"], "demo");
     let card = server.get("/v1/models/demo").await.json();
     assert_eq!(card, models["data"][0]);
     assert_eq!(card["object"], "model");
@@ -109,10 +115,11 @@ async fn probes_tell_loading_serving_and_recovering_apart() {
         let answer = server.get("/ready").await;
         assert_eq!(answer.status.as_u16(), status);
         assert_eq!(answer.json()["reason"].as_str(), reason);
-        let answer = server.get("/health").await;
-        assert_eq!(answer.status.as_u16(), status);
-        if status == 503 {
-            assert_eq!(answer.json(), json!({"error": "unhealthy", "error_type": "healthcheck"}));
+        for path in ["/health", "/ping", "/"] {
+            let answer = server.get(path).await;
+            assert_eq!(answer.status.as_u16(), status);
+            let unhealthy = json!({"error": "unhealthy", "error_type": "healthcheck"});
+            assert!(status == 200 || answer.json() == unhealthy, "{}", answer.body);
         }
     }
     engine.set_state(loading);

@@ -127,7 +127,6 @@ async fn a_field_that_would_change_the_answer_and_is_not_there_yet_is_refused_by
     let fields = [
         ("no_repeat_ngram_size", json!(3)),
         ("length_penalty", json!(2)),
-        ("best_of", json!(2)),
         ("priority", json!(1)),
         ("prompt_logprobs", json!(0)),
         ("functions", json!([{"name": "f"}])),
@@ -149,7 +148,9 @@ async fn a_field_that_would_change_the_answer_and_is_not_there_yet_is_refused_by
     for path in [CHAT, COMPLETIONS] {
         check(path, &cases).await;
     }
-    check(CHAT, &[(json!({"echo": true}), 400, json!("echo"), "not supported yet")]).await;
+    for (name, value) in [("echo", json!(true)), ("best_of", json!(2))] {
+        check(CHAT, &[(json!({(name): value}), 400, json!(name), "not supported yet")]).await;
+    }
 }
 
 #[tokio::test]
@@ -244,6 +245,9 @@ async fn every_rule_of_a_prompt_names_the_place_the_rule_and_the_value() {
             "n",
             "(128) times the number of prompts (4)",
         ),
+        (json!({"best_of": 129}), "best_of", "from 1 to 128, not 129"),
+        (json!({"best_of": 2, "n": 3}), "best_of", "(2) must be at least n (3)"),
+        (json!({"best_of": 2, "stream": true}), "best_of", "(2) cannot be streamed"),
         (json!({"logprobs": 21}), "logprobs", "from 0 to 20, not 21"),
         (json!({"logprobs": true}), "logprobs", "an integer"),
         (json!({"max_tokens": 0}), "max_tokens", "(0) needs echo: true"),

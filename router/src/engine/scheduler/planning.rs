@@ -25,6 +25,7 @@ const MAX_ADD_BYTES: usize = 16 << 20;
 #[derive(Default)]
 pub(super) struct Draft {
     step: Step,
+    now: Duration,
     rows: Vec<PlannedRow>,
     /// Positions that the step may still compute.
     budget: usize,
@@ -57,7 +58,7 @@ impl Scheduler {
             return None;
         }
         self.free_behind_windows();
-        let mut draft = self.begin_draft();
+        let mut draft = self.begin_draft(now);
         self.plan_running(&mut draft);
         self.plan_prompts(&mut draft);
         if draft.rows.is_empty() && self.releases.is_empty() {
@@ -78,7 +79,7 @@ impl Scheduler {
         Some(step)
     }
 
-    fn begin_draft(&mut self) -> Draft {
+    fn begin_draft(&mut self, now: Duration) -> Draft {
         let mut rows = std::mem::take(&mut self.spare_rows);
         rows.clear();
         let mut step = Step::default();
@@ -88,7 +89,7 @@ impl Scheduler {
             column.reserve_exact(self.running.len());
         }
         let budget = self.limits.max_batch_tokens as usize;
-        Draft { step, rows, budget, ..Draft::default() }
+        Draft { step, now, rows, budget, ..Draft::default() }
     }
 
     /// Gives every running sequence its next token, the oldest first, and collects those that are
@@ -259,6 +260,7 @@ impl Scheduler {
         if sequence.cached_tokens.is_none() {
             let queried = sequence.prompt_len();
             sequence.cached_tokens = Some(cached.min(queried) as u32);
+            sequence.waited = draft.now.saturating_sub(sequence.added_at);
             if self.limits.prefix_caching {
                 self.stats.cached_tokens += cached.min(queried) as u64;
                 self.stats.queried_tokens += queried as u64;

@@ -104,3 +104,15 @@ fn log_probabilities_reach_those_who_asked() {
     let missing = harness.answer();
     assert!(matches!(missing[1].finish, Some(FinishReason::Error(_))));
 }
+
+#[test]
+fn the_first_event_says_how_long_a_sequence_waited_for_its_first_step() {
+    let mut harness = Harness::new(limits(16, 16), vec![]);
+    let seconds = Duration::from_secs;
+    let (id, request) = prompt(1, 4);
+    harness.scheduler.add(SequenceId(id), request, seconds(3));
+    for (now, expected) in [(5, Some(seconds(2))), (9, None)] {
+        harness.scheduler.schedule(seconds(now)).unwrap();
+        assert_eq!(harness.answer()[0].waited, expected);
+    }
+}
