@@ -215,7 +215,7 @@ fn text_overrides(args: &ServeArgs) -> anyhow::Result<TextOverrides> {
         }
     };
     let chat_template_kwargs = args.chat_template_kwargs.clone().unwrap_or_default();
-    Ok(TextOverrides { tokenizer_config, chat_template_kwargs })
+    Ok(TextOverrides { tokenizer_config, chat_template_kwargs, ..TextOverrides::default() })
 }
 
 /// The tokenizer's side of the model; without a model, bytes and numbers stand for tokens.

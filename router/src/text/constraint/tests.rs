@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 
 fn checker() -> Checker {
-    Checker::new(vec!["<tool_call>".into(), "<|end|>".into()])
+    Checker::new(vec!["<tool_call>".into(), "<|end|>".into()], 0)
 }
 
 #[test]
