@@ -172,6 +172,7 @@ impl App {
             stop: options.stop,
             include_stop: options.include_stop,
             skip_special_tokens: options.skip_special_tokens,
+            shown_tokens: Arc::default(),
             continues_prompt: shape == Shape::Completion,
             cache_salt: options.cache_salt,
             prompt_logprobs: options.prompt_logprobs,
