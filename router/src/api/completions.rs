@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::fields::{Fields, must_be, shown, token_ids};
 use super::options::{MaxTokens, Options, Rules};
+use super::tools::refuse_tools;
 use crate::text::TextModel;
 
 /// A validated request.
@@ -46,6 +47,7 @@ impl CompletionRequest {
         let mut fields = Fields::parse(body)?;
         let rules = &Rules { least_max_tokens: 0, ..*rules };
         let mut options = Options::read(&mut fields, rules)?;
+        refuse_tools(&mut fields)?;
         let logprobs = fields.integer("logprobs", 0..=rules.limits.max_top_logprobs as i64)?;
         options.sampling.logprobs = logprobs.is_some();
         options.sampling.top_logprobs = logprobs.unwrap_or(0) as u32;

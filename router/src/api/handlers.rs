@@ -16,6 +16,7 @@ use tracing::error;
 use uuid::Uuid;
 
 use super::App;
+use super::answer::AnswerForm;
 use super::chat::ChatRequest;
 use super::chunks::{ChunkWriter, Envelope, Shape, Usage, WholeChoice, finish_reason};
 use super::completions::{CompletionRequest, EncodedPrompt};
@@ -45,6 +46,8 @@ struct Encoded {
     /// The field that an error about the prompt names.
     field: &'static str,
     prompts: Vec<EncodedPrompt>,
+    /// How the answers are read; `None` where all text is content.
+    form: Option<AnswerForm>,
 }
 
 pub(crate) async fn chat(
@@ -52,12 +55,13 @@ pub(crate) async fn chat(
     request: Request,
 ) -> Result<Response, ApiError> {
     let received = app.receive(request).await?;
-    let ChatRequest { options, conversation } =
+    let ChatRequest { mut options, conversation, tools } =
         ChatRequest::read(&received.body, &app.rules(&received.info))?;
     let places = app.admit(&options, 1)?;
-    let tokens = app.encode(move |text| conversation.encode(text)).await??;
+    let (tokens, opening) = app.encode(move |text| conversation.encode(text)).await??;
+    let form = tools.prepare(&app.text, opening, &mut options.constraint);
     let prompts = vec![EncodedPrompt { tokens, echo: String::new() }];
-    let encoded = Encoded { shape: Shape::Chat, field: "messages", prompts };
+    let encoded = Encoded { shape: Shape::Chat, field: "messages", prompts, form };
     app.answer(received, options, places, encoded).await
 }
 
@@ -70,7 +74,7 @@ pub(crate) async fn completions(
         CompletionRequest::read(&received.body, &app.rules(&received.info))?;
     let places = app.admit(&options, prompts.len())?;
     let prompts = app.encode(move |text| prompts.encode(text, echo)).await??;
-    let encoded = Encoded { shape: Shape::Completion, field: "prompt", prompts };
+    let encoded = Encoded { shape: Shape::Completion, field: "prompt", prompts, form: None };
     app.answer(received, options, places, encoded).await
 }
 
@@ -136,7 +140,7 @@ impl App {
         encoded: Encoded,
     ) -> Result<Response, ApiError> {
         let Received { info, in_flight, .. } = received;
-        let Encoded { shape, field, prompts } = encoded;
+        let Encoded { shape, field, prompts, form } = encoded;
         let mut echoes = Vec::new();
         let mut usage = Usage::default();
         let mut fitting = Vec::with_capacity(prompts.len());
@@ -172,7 +176,7 @@ impl App {
             stop: options.stop,
             include_stop: options.include_stop,
             skip_special_tokens: options.skip_special_tokens,
-            shown_tokens: Arc::default(),
+            shown_tokens: form.as_ref().map(|form| form.markers.clone()).unwrap_or_default(),
             continues_prompt: shape == Shape::Completion,
             cache_salt: options.cache_salt,
             prompt_logprobs: options.prompt_logprobs,
@@ -190,7 +194,9 @@ impl App {
             None => writer,
         };
         let keep_alive = self.keep_alive;
-        let plan = StreamPlan { writer, usage, include_usage, num_choices, echoes, keep_alive };
+        let answers = form.iter().flat_map(|form| echoes.iter().map(|_| form.begin())).collect();
+        let plan =
+            StreamPlan { writer, usage, include_usage, num_choices, echoes, answers, keep_alive };
         if stream {
             return Ok(streamed(EventStream::new(generation, plan, in_flight)));
         }
@@ -332,7 +338,7 @@ fn streamed(events: EventStream) -> Response {
 }
 
 async fn whole(mut generation: Generation, plan: StreamPlan) -> Result<Response, ApiError> {
-    let StreamPlan { writer, mut usage, num_choices, echoes, .. } = plan;
+    let StreamPlan { writer, mut usage, num_choices, echoes, mut answers, .. } = plan;
     let begin = |echo| WholeChoice { text: echo, ..WholeChoice::default() };
     let mut choices: Vec<WholeChoice> = echoes.into_iter().map(begin).collect();
     while let Some(news) = generation.next().await {
@@ -345,6 +351,7 @@ async fn whole(mut generation: Generation, plan: StreamPlan) -> Result<Response,
                 return Err(failure(&finish));
             }
             usage.count(index, num_choices, &finish);
+            choice.message = answers.get_mut(index).map(|answer| answer.whole(&choice.text));
             choice.finish = Some(finish);
         }
     }

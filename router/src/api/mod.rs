@@ -7,6 +7,7 @@
 //! Every route but [`PUBLIC`] asks for the key, unknown ones included: who has no key learns
 //! nothing of what is there.
 
+mod answer;
 mod chat;
 mod chunks;
 mod completions;
@@ -25,6 +26,7 @@ mod sampling;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod tools;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -97,6 +99,7 @@ impl App {
             vocab_size: info.vocab_size,
             least_max_tokens: 1,
             defaults: self.text.generation_defaults(),
+            formats: self.text.answer_formats(),
         }
     }
 
