@@ -216,7 +216,12 @@ fn text_overrides(args: &ServeArgs) -> anyhow::Result<TextOverrides> {
         }
     };
     let chat_template_kwargs = args.chat_template_kwargs.clone().unwrap_or_default();
-    Ok(TextOverrides { tokenizer_config, chat_template_kwargs })
+    Ok(TextOverrides {
+        tokenizer_config,
+        chat_template_kwargs,
+        tool_format: args.tool_call_parser.format(),
+        reasoning_format: args.reasoning_parser.format(),
+    })
 }
 
 /// The tokenizer's side of the model; without a model, bytes and numbers stand for tokens.

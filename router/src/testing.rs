@@ -22,9 +22,14 @@ pub(crate) const MAX_MODEL_LEN: u32 = 512;
 /// Tokens are bytes, the template is readable, and the checkpoint recommends a temperature
 /// and a length.
 pub(crate) fn text_model() -> Arc<TextModel> {
-    let tokenizer = byte_tokenizer().to_string();
     let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
                     {% if add_generation_prompt %}assistant: {% endif %}";
+    text_model_with(template, &[])
+}
+
+/// The same with another template, and with special tokens from [`VOCAB_SIZE`] on.
+pub(crate) fn text_model_with(template: &str, special: &[&str]) -> Arc<TextModel> {
+    let tokenizer = byte_tokenizer(special).to_string();
     let config = json!({"chat_template": template, "eos_token": "<eos>"}).to_string();
     let generation =
         json!({"temperature": 0.5, "top_k": 40, "max_new_tokens": 300, "eos_token_id": EOS})
@@ -41,7 +46,7 @@ pub(crate) fn text_model() -> Arc<TextModel> {
     Arc::new(TextModel::load(&read).unwrap())
 }
 
-fn byte_tokenizer() -> Value {
+fn byte_tokenizer(special: &[&str]) -> Value {
     // The characters that byte-level tokenizers write for bytes that are not printable.
     let mut next = 256;
     let mut vocab = Map::new();
@@ -51,15 +56,20 @@ fn byte_tokenizer() -> Value {
         next += u32::from(!printable);
         vocab.insert(char::from_u32(shown).unwrap().to_string(), byte.into());
     }
-    vocab.insert("<eos>".into(), EOS.into());
+    let special = ["<eos>"].iter().chain(special).zip(EOS..);
+    let added = special.map(|(content, id)| {
+        vocab.insert((*content).into(), id.into());
+        json!({
+            "id": id, "content": content, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true,
+        })
+    });
+    let added: Vec<Value> = added.collect();
     json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": [{
-            "id": EOS, "content": "<eos>", "single_word": false, "lstrip": false,
-            "rstrip": false, "normalized": false, "special": true,
-        }],
+        "added_tokens": added,
         "normalizer": null,
         "pre_tokenizer": {
             "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,

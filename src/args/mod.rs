@@ -201,6 +201,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    use millstream_router::text::{FormatChoice, ReasoningFormat, ToolFormat};
+
     fn parse_words(words: &str) -> Result<Command, String> {
         let words = std::iter::once("millstream").chain(words.split_whitespace());
         parse(words.map(OsString::from))
@@ -240,6 +242,34 @@ mod tests {
         assert_eq!(args.generation_config, GenerationConfig::Auto);
         let args = serve("--generation-config vllm");
         assert_eq!(args.generation_config, GenerationConfig::None);
+    }
+
+    #[test]
+    fn formats_go_by_the_names_of_vllm() {
+        let tools = |words: &str| serve(words).tool_call_parser.format();
+        for (name, format) in [
+            ("hermes", ToolFormat::Hermes),
+            ("qwen3_coder", ToolFormat::Qwen3Coder),
+            ("llama3_json", ToolFormat::Llama3Json),
+            ("mistral", ToolFormat::Mistral),
+            ("openai", ToolFormat::Harmony),
+        ] {
+            let words = format!("--tool-call-parser {name}");
+            assert_eq!(tools(&words), FormatChoice::Given(format), "{name}");
+        }
+        assert_eq!(tools(""), FormatChoice::Template);
+        assert_eq!(tools("--tool-call-parser none"), FormatChoice::None);
+        let reasoning = |words: &str| serve(words).reasoning_parser.format();
+        for (name, format) in [
+            ("deepseek_r1", ReasoningFormat::Think),
+            ("qwen3", ReasoningFormat::Think),
+            ("openai", ReasoningFormat::Harmony),
+        ] {
+            let words = format!("--reasoning-parser {name}");
+            assert_eq!(reasoning(&words), FormatChoice::Given(format), "{name}");
+        }
+        assert_eq!(reasoning(""), FormatChoice::Template);
+        assert_eq!(reasoning("--reasoning-parser none"), FormatChoice::None);
     }
 
     #[test]

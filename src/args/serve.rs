@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use millstream_router::Origin;
+use millstream_router::text::{FormatChoice, ReasoningFormat, ToolFormat};
 use serde_json::{Map, Value};
 
 use super::tgi::TgiArgs;
@@ -100,6 +101,33 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "CHAT_TEMPLATE_KWARGS", value_name = "JSON", value_parser = json_object,
           help_heading = "Model")]
     pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
+
+    /// How the model writes tool calls: `auto` reads it off the chat template; `hermes` (also
+    /// Qwen2.5 and Qwen3), `qwen3_coder`, `llama3_json`, `mistral` and `openai` (gpt-oss) name it;
+    /// with `none`, or where the template shows none of these, requests with tools must require a
+    /// call, which a grammar then holds to the form of `hermes`.
+    #[arg(
+        long,
+        env = "TOOL_CALL_PARSER",
+        value_enum,
+        default_value = "auto",
+        value_name = "FORMAT",
+        help_heading = "Model"
+    )]
+    pub(crate) tool_call_parser: ToolCallParser,
+
+    /// How the model marks its reasoning, which is then no part of an answer's content: `auto` reads
+    /// it off the chat template; `deepseek_r1` and `qwen3` (`<think>..</think>`) and `openai`
+    /// (gpt-oss) name it; `none` leaves all text in the content.
+    #[arg(
+        long,
+        env = "REASONING_PARSER",
+        value_enum,
+        default_value = "auto",
+        value_name = "FORMAT",
+        help_heading = "Model"
+    )]
+    pub(crate) reasoning_parser: ReasoningParser,
 
     #[command(flatten)]
     pub(crate) log: LogArgs,
@@ -234,6 +262,76 @@ pub(crate) enum GenerationConfig {
     /// The API's own defaults.
     #[value(alias = "vllm")]
     None,
+}
+
+/// How the model writes tool calls, under vLLM's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum ToolCallParser {
+    /// As the chat template shows.
+    Auto,
+    /// In no form that is looked for.
+    None,
+    /// JSON between `<tool_call>` tags.
+    Hermes,
+    /// Tags within `<tool_call>` tags.
+    #[value(name = "qwen3_coder", alias = "qwen3_xml")]
+    Qwen3Coder,
+    /// JSON alone.
+    #[value(name = "llama3_json", alias = "llama4_json")]
+    Llama3Json,
+    /// Behind `[TOOL_CALLS]`.
+    Mistral,
+    /// As messages to functions.
+    Openai,
+}
+
+impl ToolCallParser {
+    /// What the router reads.
+    pub(crate) fn format(self) -> FormatChoice<ToolFormat> {
+        match self {
+            ToolCallParser::Auto => FormatChoice::Template,
+            ToolCallParser::None => FormatChoice::None,
+            ToolCallParser::Hermes => FormatChoice::Given(ToolFormat::Hermes),
+            ToolCallParser::Qwen3Coder => FormatChoice::Given(ToolFormat::Qwen3Coder),
+            ToolCallParser::Llama3Json => FormatChoice::Given(ToolFormat::Llama3Json),
+            ToolCallParser::Mistral => FormatChoice::Given(ToolFormat::Mistral),
+            ToolCallParser::Openai => FormatChoice::Given(ToolFormat::Harmony),
+        }
+    }
+}
+
+/// How the model marks its reasoning, under vLLM's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum ReasoningParser {
+    /// As the chat template shows.
+    Auto,
+    /// In no form that is looked for.
+    None,
+    /// Between `<think>` tags.
+    #[value(name = "deepseek_r1")]
+    DeepseekR1,
+    /// The same.
+    #[value(name = "qwen3")]
+    Qwen3,
+    /// In a channel of its own.
+    #[value(alias = "openai_gptoss")]
+    Openai,
+}
+
+impl ReasoningParser {
+    /// What the router reads.
+    pub(crate) fn format(self) -> FormatChoice<ReasoningFormat> {
+        match self {
+            ReasoningParser::Auto => FormatChoice::Template,
+            ReasoningParser::None => FormatChoice::None,
+            ReasoningParser::DeepseekR1 | ReasoningParser::Qwen3 => {
+                FormatChoice::Given(ReasoningFormat::Think)
+            }
+            ReasoningParser::Openai => FormatChoice::Given(ReasoningFormat::Harmony),
+        }
+    }
 }
 
 impl ServeArgs {

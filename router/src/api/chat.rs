@@ -6,19 +6,23 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::messages::read_messages;
 use super::options::{Options, Rules, read_template_kwargs};
-use crate::text::{ChatPrompt, TextModel};
+use super::tools::ToolRequest;
+use crate::text::{ChatPrompt, Opening, TextModel};
 
 /// A validated request.
 #[derive(Debug)]
 pub(crate) struct ChatRequest {
     pub(crate) options: Options,
     pub(crate) conversation: Conversation,
+    pub(crate) tools: ToolRequest,
 }
 
 /// What the chat template is given.
 #[derive(Debug)]
 pub(crate) struct Conversation {
     messages: Vec<Value>,
+    /// The tools that the model is shown.
+    tools: Option<Value>,
     add_generation_prompt: bool,
     continue_final_message: bool,
     add_special_tokens: bool,
@@ -41,12 +45,21 @@ impl ChatRequest {
         }
         options.sampling.logprobs = logprobs;
         options.sampling.top_logprobs = top_logprobs as u32;
-        Ok(ChatRequest { options, conversation: Conversation::read(&mut fields)? })
+        let (tools, shown) = ToolRequest::read(&mut fields, rules.formats)?;
+        if options.ignore_eos && tools.holds_calls(false) {
+            let rule = "(true) cannot be used together with calls that a grammar holds to a form";
+            return Err(ApiError::field("ignore_eos", rule));
+        }
+        let conversation = Conversation::read(&mut fields, shown)?;
+        Ok(ChatRequest { options, conversation, tools })
     }
 }
 
 impl Conversation {
-    pub(crate) fn read(fields: &mut Fields) -> Result<Conversation, ApiError> {
+    pub(crate) fn read(
+        fields: &mut Fields,
+        tools: Option<Value>,
+    ) -> Result<Conversation, ApiError> {
         let messages = read_messages(fields)?;
         let continue_final_message = fields.flag("continue_final_message", false)?;
         let add_generation_prompt =
@@ -62,6 +75,7 @@ impl Conversation {
         }
         Ok(Conversation {
             messages,
+            tools,
             add_generation_prompt,
             continue_final_message,
             // A template writes the special tokens itself.
@@ -70,11 +84,14 @@ impl Conversation {
         })
     }
 
-    /// Renders and encodes; takes milliseconds for long prompts.
-    pub(crate) fn encode(&self, text: &TextModel) -> Result<Vec<u32>, ApiError> {
+    /// Renders and encodes, and says where the prompt leaves the model; takes milliseconds for
+    /// long prompts.
+    pub(crate) fn encode(&self, text: &TextModel) -> Result<(Vec<u32>, Opening), ApiError> {
         let prompt = self.render(text)?;
-        text.encode_chat(&prompt, self.add_special_tokens)
-            .map_err(|error| ApiError::field("messages", format!("cannot be encoded: {error}")))
+        let tokens = text
+            .encode_chat(&prompt, self.add_special_tokens)
+            .map_err(|error| ApiError::field("messages", format!("cannot be encoded: {error}")))?;
+        Ok((tokens, text.answer_formats().opening(&prompt)))
     }
 
     /// The text that the model's template makes of it.
@@ -85,7 +102,7 @@ impl Conversation {
         }
         let prompt = ChatPrompt {
             messages: &self.messages,
-            tools: None,
+            tools: self.tools.as_ref(),
             add_generation_prompt: self.add_generation_prompt,
             continue_final_message: self.continue_final_message,
             kwargs: &self.kwargs,

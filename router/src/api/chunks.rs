@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 
+use super::answer::Message;
 use crate::generate::{Finish, FinishKind, StopCause, TokenEntry};
 use crate::text::TextModel;
 
@@ -69,6 +70,8 @@ pub(crate) struct WholeChoice {
     pub(crate) text: String,
     /// The prompt's tokens, where they were asked for.
     pub(crate) prompt: Vec<TokenEntry>,
+    /// What the text says, where it is more than content.
+    pub(crate) message: Option<Message>,
     pub(crate) tokens: Vec<TokenEntry>,
     pub(crate) finish: Option<Finish>,
 }
@@ -192,6 +195,20 @@ impl ChunkWriter {
         self.close(out, tokens, None);
     }
 
+    /// An event whose delta, an object, is what `write` writes.
+    pub(crate) fn delta(
+        &self,
+        out: &mut BytesMut,
+        choice: usize,
+        write: impl FnOnce(&mut BytesMut),
+        tokens: &[TokenEntry],
+    ) {
+        self.open(out, choice);
+        out.put_slice(b"\"delta\":");
+        write(out);
+        self.close(out, tokens, None);
+    }
+
     /// The event that ends a choice.
     pub(crate) fn end(
         &self,
@@ -227,7 +244,10 @@ impl ChunkWriter {
             match self.shape {
                 Shape::Chat => {
                     out.put_slice(b"\"message\":{\"role\":\"assistant\",\"content\":");
-                    put_string(out, &choice.text);
+                    match &choice.message {
+                        None => put_string(out, &choice.text),
+                        Some(message) => message.write_fields(out),
+                    }
                     out.put_slice(b",\"refusal\":null}");
                 }
                 Shape::Completion => {
@@ -238,6 +258,8 @@ impl ChunkWriter {
             let tokens = self.logprobs.then_some(&choice.tokens[..]);
             let ending = choice.finish.as_ref().and_then(|finish| {
                 let reason = finish_reason(finish)?;
+                let message = choice.message.as_ref();
+                let reason = message.map_or(reason, |message| message.end(reason));
                 Some(Ending { reason, finish })
             });
             self.close_choice(out, tokens, ending);
@@ -367,7 +389,7 @@ fn write_envelope(out: &mut BytesMut, envelope: &Envelope, object: &str) {
     out.put_slice(b",\"choices\":[");
 }
 
-fn put_list<T>(out: &mut BytesMut, items: &[T], put_one: impl Fn(&mut BytesMut, &T)) {
+pub(super) fn put_list<T>(out: &mut BytesMut, items: &[T], put_one: impl Fn(&mut BytesMut, &T)) {
     out.put_u8(b'[');
     for (i, item) in items.iter().enumerate() {
         if i > 0 {
@@ -378,7 +400,7 @@ fn put_list<T>(out: &mut BytesMut, items: &[T], put_one: impl Fn(&mut BytesMut, 
     out.put_u8(b']');
 }
 
-fn put_string(out: &mut BytesMut, text: &str) {
+pub(super) fn put_string(out: &mut BytesMut, text: &str) {
     serde_json::to_writer(out.writer(), text).expect("a string can be written to memory");
 }
 
@@ -392,6 +414,6 @@ fn put_number(out: &mut BytesMut, number: usize) {
     serde_json::to_writer(out.writer(), &number).expect("a number can be written to memory");
 }
 
-fn put(out: &mut BytesMut, text: std::fmt::Arguments<'_>) {
+pub(super) fn put(out: &mut BytesMut, text: std::fmt::Arguments<'_>) {
     std::fmt::Write::write_fmt(out, text).expect("memory can be written to");
 }

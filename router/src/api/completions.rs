@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::fields::{Fields, must_be, shown, token_ids};
 use super::options::{MaxTokens, Options, Rules};
+use super::tools::refuse_tools;
 use crate::text::TextModel;
 
 /// A validated request.
@@ -52,6 +53,7 @@ impl CompletionRequest {
         let num_returned = options.num_choices;
         options.num_choices = best_of.map_or(num_returned, |best_of| best_of as u32);
         check_best_of(&options, num_returned)?;
+        refuse_tools(&mut fields)?;
         let logprobs = fields.integer("logprobs", 0..=rules.limits.max_top_logprobs as i64)?;
         options.sampling.logprobs = logprobs.is_some();
         options.sampling.top_logprobs = logprobs.unwrap_or(0) as u32;

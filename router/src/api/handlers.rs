@@ -17,6 +17,7 @@ use tracing::error;
 use uuid::Uuid;
 
 use super::App;
+use super::answer::AnswerForm;
 use super::best_of::best_of_each;
 use super::chat::ChatRequest;
 use super::chunks::{ChunkWriter, Envelope, Shape, Usage, WholeChoice, finish_reason};
@@ -62,6 +63,8 @@ struct Encoded {
     prompts: Vec<EncodedPrompt>,
     /// Choices per prompt that are returned, of those that are generated.
     num_returned: u32,
+    /// How the answers are read; `None` where all text is content.
+    form: Option<AnswerForm>,
 }
 
 pub(crate) async fn chat(
@@ -82,13 +85,15 @@ pub(crate) async fn completions(
 
 impl App {
     pub(super) async fn chat(&self, received: Received) -> Result<Response, ApiError> {
-        let ChatRequest { options, conversation } =
+        let ChatRequest { mut options, conversation, tools } =
             ChatRequest::read(&received.body, &self.rules(&received.info))?;
         let places = self.admit("n", options.num_choices, 1)?;
-        let tokens = self.encode(move |text| conversation.encode(text)).await??;
+        let (tokens, opening) = self.encode(move |text| conversation.encode(text)).await??;
+        let form = tools.prepare(&self.text, opening, &mut options.constraint);
         let prompts = vec![EncodedPrompt { tokens, echo: String::new() }];
         let num_returned = options.num_choices;
-        let encoded = Encoded { shape: Shape::Chat, field: "messages", prompts, num_returned };
+        let (shape, field) = (Shape::Chat, "messages");
+        let encoded = Encoded { shape, field, prompts, num_returned, form };
         self.answer(received, options, places, encoded).await
     }
 
@@ -99,7 +104,7 @@ impl App {
         let places = self.admit(field, options.num_choices, prompts.len())?;
         let prompts = self.encode(move |text| prompts.encode(text, echo)).await??;
         let (shape, field) = (Shape::Completion, "prompt");
-        let encoded = Encoded { shape, field, prompts, num_returned };
+        let encoded = Encoded { shape, field, prompts, num_returned, form: None };
         self.answer(received, options, places, encoded).await
     }
 
@@ -179,7 +184,7 @@ impl App {
         encoded: Encoded,
     ) -> Result<Response, ApiError> {
         let Received { info, in_flight, .. } = received;
-        let Encoded { shape, field, prompts, num_returned } = encoded;
+        let Encoded { shape, field, prompts, num_returned, form } = encoded;
         let mut echoes = Vec::new();
         let mut usage = Usage::default();
         let mut fitting = Vec::with_capacity(prompts.len());
@@ -211,6 +216,7 @@ impl App {
         let own_stops = options.stop_token_ids.clone();
         let mut request = self.generation(&info, options, fitting).await?;
         request.continues_prompt = shape == Shape::Completion;
+        request.shown_tokens = form.as_ref().map(|form| form.markers.clone()).unwrap_or_default();
         let generation = self.generator.submit(places, &request)?;
         let writer = if stream {
             ChunkWriter::for_stream(&envelope, self.text.clone(), include_usage)
@@ -222,7 +228,8 @@ impl App {
             Some(top) => writer.with_logprobs(top),
             None => writer,
         };
-        let plan = StreamPlan { writer, usage, include_usage, num_choices, echoes };
+        let answers = form.iter().flat_map(|form| echoes.iter().map(|_| form.begin())).collect();
+        let plan = StreamPlan { writer, usage, include_usage, num_choices, echoes, answers };
         if stream {
             let events = OpenAiEvents::new(plan);
             return Ok(streamed(EventStream::new(generation, events, self.keep_alive, in_flight)));
@@ -272,6 +279,7 @@ impl App {
             stop: options.stop,
             include_stop: options.include_stop,
             skip_special_tokens: options.skip_special_tokens,
+            shown_tokens: Arc::default(),
             continues_prompt: true,
             cache_salt: options.cache_salt,
             prompt_logprobs: options.prompt_logprobs,
@@ -400,8 +408,11 @@ async fn whole(
     plan: StreamPlan,
     num_returned: usize,
 ) -> Result<Response, ApiError> {
-    let StreamPlan { writer, mut usage, num_choices, echoes, .. } = plan;
-    let choices = gather(generation, echoes).await?;
+    let StreamPlan { writer, mut usage, num_choices, echoes, mut answers, .. } = plan;
+    let mut choices = gather(generation, echoes).await?;
+    for (choice, answer) in choices.iter_mut().zip(&mut answers) {
+        choice.message = Some(answer.whole(&choice.text));
+    }
     for (index, choice) in choices.iter().enumerate() {
         if let Some(finish) = &choice.finish {
             usage.count(index, num_choices, finish);

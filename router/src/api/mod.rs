@@ -8,6 +8,7 @@
 //! Every route but [`PUBLIC`] asks for the key, unknown ones included: who has no key learns
 //! nothing of what is there.
 
+mod answer;
 mod best_of;
 mod chat;
 mod chunks;
@@ -29,6 +30,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod tgi;
+mod tools;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -147,6 +149,7 @@ impl App {
             vocab_size: info.vocab_size,
             least_max_tokens: 1,
             defaults: self.text.generation_defaults(),
+            formats: self.text.answer_formats(),
         }
     }
 

@@ -24,7 +24,7 @@ use super::error::ApiError;
 use super::fields::{Fields, must_be, quoted, shown};
 use super::sampling::read_sampling;
 use crate::engine::SamplingParams;
-use crate::text::GenerationDefaults;
+use crate::text::{AnswerFormats, GenerationDefaults};
 
 /// Bytes of one stop string: as much text may be held back.
 const MAX_STOP_BYTES: usize = 1024;
@@ -43,6 +43,8 @@ pub(crate) struct Rules<'a> {
     /// 0 where a prompt may be scored and nothing generated, else 1.
     pub(crate) least_max_tokens: i64,
     pub(crate) defaults: &'a GenerationDefaults,
+    /// How the model writes what an answer may hold beside content.
+    pub(crate) formats: AnswerFormats,
 }
 
 /// What chat and plain completions have in common, validated.
@@ -249,7 +251,7 @@ fn is_false(value: &Value) -> bool {
     *value == Value::Bool(false)
 }
 
-fn is_empty(value: &Value) -> bool {
+pub(crate) fn is_empty(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty)
 }
 
@@ -272,24 +274,7 @@ fn refuse_unsupported(fields: &mut Fields, num_choices: u32) -> Result<(), ApiEr
     {
         return Err(ApiError::Unsupported { field: "best_of", value: shown(&value) });
     }
-    refuse_tools(fields)
-}
-
-/// Tools that may not be called change nothing: they are not shown to the model.
-fn refuse_tools(fields: &mut Fields) -> Result<(), ApiError> {
-    let tools = fields.value("tools").filter(|tools| !is_empty(tools));
-    if let Some(other) = tools.as_ref().filter(|tools| !tools.is_array()) {
-        return Err(must_be("tools", "a list of tools", other));
-    }
-    match (tools, fields.value("tool_choice")) {
-        (_, Some(choice)) if choice == "none" => Ok(()),
-        (Some(tools), _) => Err(ApiError::Unsupported { field: "tools", value: shown(&tools) }),
-        (None, None) => Ok(()),
-        (None, Some(choice)) if choice == "auto" => Ok(()),
-        (None, Some(choice)) => {
-            Err(ApiError::Unsupported { field: "tool_choice", value: shown(&choice) })
-        }
-    }
+    Ok(())
 }
 
 /// `chat_template_kwargs`, with what other fields add to them.

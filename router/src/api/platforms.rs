@@ -13,6 +13,7 @@ use millstream_proto::WorkerInfo;
 use serde_json::{Value, json};
 
 use super::App;
+use super::answer::AnswerForm;
 use super::best_of::best_first;
 use super::chat::ChatRequest;
 use super::error::ApiError;
@@ -86,6 +87,11 @@ impl Instance {
             let body = Value::Object(fields).to_string();
             let chat = ChatRequest::read(body.as_bytes(), &rules)?;
             refuse_stream(chat.options.stream)?;
+            if chat.tools.offers_calls() {
+                let rule = "cannot be called in an instance, whose prediction is a text; use \
+                            /v1/chat/completions";
+                return Err(ApiError::field("tools", rule));
+            }
             return Ok(Instance::Chat(chat));
         }
         refuse_stream(fields.get("stream").is_some_and(|stream| *stream == true))?;
@@ -133,28 +139,31 @@ impl App {
             running.push(self.start_instance(&info, instance, places).await?);
         }
         let mut predictions = Vec::with_capacity(running.len());
-        for (generation, echoes) in running {
+        for Running { generation, echoes, form } in running {
             let best = best_first(gather(generation, echoes).await?).into_iter().next();
-            predictions.push(best.map(|choice| choice.text));
+            predictions.push(best.map(|choice| match &form {
+                Some(form) => form.begin().whole(&choice.text).into_content(),
+                None => choice.text,
+            }));
         }
         Ok(Json(json!({"predictions": predictions})).into_response())
     }
 
-    /// A generation, and what each of its choices begins with.
     async fn start_instance(
         &self,
         info: &WorkerInfo,
         instance: Instance,
         places: Places,
-    ) -> Result<(Generation, Vec<String>), ApiError> {
-        let ChatRequest { options, conversation, .. } = match instance {
+    ) -> Result<Running, ApiError> {
+        let ChatRequest { mut options, conversation, tools } = match instance {
             Instance::Chat(chat) => chat,
             Instance::Inputs(request) => {
                 let (generation, plan) = self.start(info, request, places).await?;
-                return Ok((generation, plan.echoes()));
+                return Ok(Running { generation, echoes: plan.echoes(), form: None });
             }
         };
-        let tokens = self.encode(move |text| conversation.encode(text)).await??;
+        let (tokens, opening) = self.encode(move |text| conversation.encode(text)).await??;
+        let form = tools.prepare(&self.text, opening, &mut options.constraint);
         let default = DefaultTokens::Recommended;
         let max_tokens = self.fit(info, &options, default, ("messages", tokens.len()))?;
         let seed = options.seed.unwrap_or_else(random_seed);
@@ -162,8 +171,18 @@ impl App {
         let prompt = Prompt { tokens: tokens.into(), max_tokens, num_shown_before: 0, seed };
         let mut request = self.generation(info, options, vec![prompt]).await?;
         request.continues_prompt = false;
-        Ok((self.generator.submit(places, &request)?, echoes))
+        request.shown_tokens = form.as_ref().map(|form| form.markers.clone()).unwrap_or_default();
+        Ok(Running { generation: self.generator.submit(places, &request)?, echoes, form })
     }
+}
+
+/// An instance that is being answered.
+struct Running {
+    generation: Generation,
+    /// What each of its choices begins with.
+    echoes: Vec<String>,
+    /// How the answer is read, where not all of it is content.
+    form: Option<AnswerForm>,
 }
 
 fn read_instances(fields: &mut Fields, max: usize) -> Result<Vec<Value>, ApiError> {

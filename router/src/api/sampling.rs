@@ -102,11 +102,13 @@ mod tests {
 
     use super::super::config::RequestLimits;
     use super::*;
-    use crate::text::GenerationDefaults;
+    use crate::text::{AnswerFormats, GenerationDefaults};
 
     fn read(fields: &Value, defaults: &GenerationDefaults) -> SamplingParams {
         let (limits, names) = (&RequestLimits::default(), &[]);
-        let rules = Rules { limits, names, vocab_size: 100, least_max_tokens: 1, defaults };
+        let formats = AnswerFormats::default();
+        let rules =
+            Rules { limits, names, vocab_size: 100, least_max_tokens: 1, defaults, formats };
         let mut fields = Fields::parse(fields.to_string().as_bytes()).unwrap();
         read_sampling(&mut fields, &rules).unwrap()
     }

@@ -13,6 +13,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use hyper::body::{Body, Frame};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::answer::{ChatAnswer, Place};
 use super::chunks::{ChunkWriter, Usage, finish_reason};
 use super::drain::InFlight;
 use super::error::ApiError;
@@ -37,6 +38,8 @@ pub(crate) struct StreamPlan {
     pub(crate) num_choices: usize,
     /// Text that precedes each choice, or nothing.
     pub(crate) echoes: Vec<String>,
+    /// The reader of each choice; empty where all text is content.
+    pub(crate) answers: Vec<ChatAnswer>,
 }
 
 /// Events in OpenAI's form.
@@ -85,13 +88,24 @@ impl WriteEvents for OpenAiEvents {
             let (mut text, mut token) = (0, 0);
             for piece in &choice.pieces {
                 let tokens = &choice.tokens[token..piece.tokens_end];
-                writer.piece(out, index, &choice.text[text..piece.text_end], tokens);
+                let piece_text = &choice.text[text..piece.text_end];
+                match self.plan.answers.get_mut(index) {
+                    None => writer.piece(out, index, piece_text, tokens),
+                    Some(answer) => {
+                        let place = Place { writer, out, choice: index };
+                        answer.piece(place, piece_text, tokens);
+                    }
+                }
                 (text, token) = (piece.text_end, piece.tokens_end);
             }
             let Some(finish) = &choice.finish else { continue };
             self.plan.usage.count(index, self.plan.num_choices, finish);
             match finish_reason(finish) {
                 Some(reason) => {
+                    let answer = self.plan.answers.get_mut(index);
+                    let reason = answer.map_or(reason, |answer| {
+                        answer.end(Place { writer, out, choice: index }, reason)
+                    });
                     writer.end(out, index, reason, finish);
                     self.num_running -= 1;
                 }

@@ -83,6 +83,8 @@ pub struct GenerationRequest {
     pub include_stop: bool,
     /// Whether special tokens are left out of the text.
     pub skip_special_tokens: bool,
+    /// Special tokens that stay in the text all the same.
+    pub shown_tokens: Arc<[u32]>,
     /// Whether prompt and output are one text, as in a completion; a chat's answer is its own.
     pub continues_prompt: bool,
     /// Prefix hits happen only between requests of equal salt.
@@ -265,6 +267,7 @@ impl Generator {
         let tokens = &prompt.tokens;
         let before = if request.continues_prompt { &tokens[..] } else { &[] };
         let decoder = self.text.decoder_after(before, request.skip_special_tokens);
+        let decoder = decoder.showing(request.shown_tokens.clone());
         Live {
             output,
             choice,

@@ -31,6 +31,7 @@ fn request(stop: &[&str]) -> GenerationRequest {
         stop: stop.iter().map(|stop| (*stop).into()).collect(),
         include_stop: false,
         skip_special_tokens: true,
+        shown_tokens: Arc::default(),
         cache_salt: None,
         prompt_logprobs: false,
         grammar: None,

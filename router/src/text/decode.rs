@@ -30,6 +30,8 @@ const MAX_UNSENT_TOKENS: usize = 4;
 pub struct Decoder {
     tokenizer: Arc<TextTokenizer>,
     skip_special_tokens: bool,
+    /// Special tokens that are not skipped.
+    shown: Arc<[u32]>,
     /// Whether the beginning of the text is over, with its rules.
     begun: bool,
     characters: Characters,
@@ -63,6 +65,7 @@ impl Decoder {
         let mut decoder = Decoder {
             tokenizer,
             skip_special_tokens,
+            shown: Arc::default(),
             begun: false,
             characters: Characters::default(),
             window: Window::default(),
@@ -80,12 +83,23 @@ impl Decoder {
         decoder
     }
 
+    /// The same decoder, which skips none of these tokens.
+    pub fn showing(mut self, tokens: Arc<[u32]>) -> Self {
+        self.shown = tokens;
+        self
+    }
+
+    /// Whether a special token is left out of the text.
+    fn skips(&self, token: u32) -> bool {
+        self.skip_special_tokens && !self.shown.contains(&token)
+    }
+
     /// Appends to `out` what `token` completes: nothing while a character is not whole.
     pub fn push(&mut self, token: u32, out: &mut String) {
         match &self.tokenizer.detokenizer {
             Detokenizer::Table(table) => {
                 let bytes = table.bytes(token);
-                if bytes.is_empty() || (self.skip_special_tokens && table.is_special(token)) {
+                if bytes.is_empty() || (table.is_special(token) && self.skips(token)) {
                     return;
                 }
                 if !self.begun && table.leading == Leading::FirstToken {
@@ -99,7 +113,7 @@ impl Decoder {
                 self.characters.push(&byte_token(token), Replacement::PerSequence, out);
             }
             Detokenizer::Crate => {
-                if self.tokenizer.is_visible(token, self.skip_special_tokens) {
+                if self.tokenizer.is_visible(token, self.skips(token)) {
                     self.window.push(token, &self.tokenizer, out);
                 }
             }

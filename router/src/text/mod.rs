@@ -9,18 +9,22 @@
 //! HTTP. Encoding and rendering take milliseconds for long prompts: async code goes through
 //! [`EncoderPool`].
 
+mod answer;
 mod constraint;
 mod decode;
 mod defaults;
 #[cfg(test)]
 mod fixtures;
 mod infill;
+mod lark;
 mod pool;
+mod reasoning;
 mod stop;
 mod template;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
+mod tools;
 
 use std::io;
 use std::sync::Arc;
@@ -29,14 +33,17 @@ use millstream_proto::Grammar;
 use serde_json::{Map, Value};
 use tracing::warn;
 
+pub use answer::{AnswerFormats, AnswerReader, FormatChoice};
 pub use constraint::Constraint;
 pub use decode::Decoder;
 pub use defaults::GenerationDefaults;
 pub(crate) use defaults::{MAX_REPETITION_PENALTY, MAX_TEMPERATURE};
 pub use pool::{EncoderPool, PoolError};
+pub use reasoning::{Opening, ReasoningFormat};
 pub use stop::StopMatcher;
 pub use template::{ChatPrompt, TemplateError};
 pub use tokenizer::TokenSpan;
+pub use tools::{CallRules, Part, Parts, Tool, ToolFormat};
 
 use constraint::Checker;
 use defaults::Ignored;
@@ -56,6 +63,7 @@ pub struct TextModel {
     bos_token_id: Option<u32>,
     constraints: Checker,
     infill: Option<Infill>,
+    formats: AnswerFormats,
 }
 
 /// What an operator says in place of a checkpoint's own files.
@@ -67,6 +75,10 @@ pub struct TextOverrides {
     /// Variables that chat templates see where a request does not set them
     /// (`{"enable_thinking": false}`).
     pub chat_template_kwargs: Map<String, Value>,
+    /// How tool calls are written.
+    pub tool_format: FormatChoice<ToolFormat>,
+    /// How reasoning is marked.
+    pub reasoning_format: FormatChoice<ReasoningFormat>,
 }
 
 /// Why a checkpoint's text files, or a text, could not be used.
@@ -150,9 +162,14 @@ impl TextModel {
         ];
         let globals = Globals { special_tokens, kwargs: overrides.chat_template_kwargs };
         let templates = ChatTemplates::load(read, given, own, globals)?;
-        let constraints = Checker::new(tokenizer.special_tokens());
+        let constraints = Checker::new(tokenizer.special_tokens(), tokenizer.num_ids());
+        let detected = templates.as_ref().map(|templates| templates.formats).unwrap_or_default();
+        let formats = AnswerFormats {
+            tools: overrides.tool_format.or_template(detected.tools),
+            reasoning: overrides.reasoning_format.or_template(detected.reasoning),
+        };
         let (infill, tokenizer) = (Infill::find(&tokenizer), Arc::new(tokenizer));
-        Ok(TextModel { tokenizer, templates, defaults, bos_token_id, constraints, infill })
+        Ok(TextModel { tokenizer, templates, defaults, bos_token_id, constraints, infill, formats })
     }
 
     /// For dummy weights without a tokenizer: an id below 256 is that byte, any other id reads
@@ -163,8 +180,9 @@ impl TextModel {
             templates: None,
             defaults: GenerationDefaults::default(),
             bos_token_id: None,
-            constraints: Checker::new(Vec::new()),
+            constraints: Checker::new(Vec::new(), 0),
             infill: None,
+            formats: AnswerFormats::default(),
         }
     }
 
@@ -231,6 +249,38 @@ impl TextModel {
     /// joined are one text. This is what a completion wants.
     pub fn decoder_after(&self, prompt: &[u32], skip_special_tokens: bool) -> Decoder {
         Decoder::new(Arc::clone(&self.tokenizer), prompt, skip_special_tokens)
+    }
+
+    /// The formats of the model's answers.
+    pub fn answer_formats(&self) -> AnswerFormats {
+        self.formats
+    }
+
+    /// The tokens that mark parts of an answer. A reader must see them, special or not.
+    pub fn marker_tokens(&self, formats: AnswerFormats) -> Arc<[u32]> {
+        formats.markers().filter_map(|marker| self.tokenizer.token_id(marker)).collect()
+    }
+
+    /// What an answer must satisfy that may reason and then holds calls, or, unless they are
+    /// required, content: any text, or what `content` accepts.
+    pub fn call_constraint(
+        &self,
+        formats: AnswerFormats,
+        opening: Opening,
+        rules: CallRules<'_>,
+        content: Option<&Constraint>,
+    ) -> Constraint {
+        let token_id = |marker: &str| self.tokenizer.token_id(marker);
+        tools::call_grammar(formats, opening, rules, content, &token_id)
+    }
+
+    /// A constraint on an answer as a constraint on what follows the model's reasoning.
+    pub fn after_reasoning(&self, constraint: &Constraint, opening: Opening) -> Constraint {
+        let token_id = |marker: &str| self.tokenizer.token_id(marker);
+        match self.formats.reasoning {
+            Some(format) => reasoning::after_reasoning(constraint, format, opening, &token_id),
+            None => constraint.clone(),
+        }
     }
 
     /// One token as shown in log-probabilities: its text (U+FFFD for a part of a character) and
@@ -414,6 +464,7 @@ mod tests {
         let overrides = TextOverrides {
             tokenizer_config: Some(("/etc/config.json".to_owned(), config.to_string().into())),
             chat_template_kwargs: Map::from_iter([("mood".to_owned(), "calm".into())]),
+            ..TextOverrides::default()
         };
         let files = [
             ("tokenizer.json", testing::sentencepiece()),

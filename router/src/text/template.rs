@@ -34,7 +34,9 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
-use super::{ReadFile, TextError};
+use super::reasoning::ReasoningFormat;
+use super::tools::ToolFormat;
+use super::{AnswerFormats, ReadFile, TextError};
 use files::{DEFAULT, Source, TOOL_USE};
 pub(super) use files::{JsonFile, special_tokens};
 use forms::Forms;
@@ -87,6 +89,8 @@ pub(super) struct ChatTemplates {
     /// Whether there is a template for conversations with tools.
     has_tool_use: bool,
     forms: Forms,
+    /// How the templates write what an answer may hold beside content.
+    pub(super) formats: AnswerFormats,
     special_tokens: Map<String, Json>,
     /// What every template sees unless the request says otherwise.
     kwargs: Map<String, Json>,
@@ -123,6 +127,12 @@ impl ChatTemplates {
     ) -> Result<Self, TextError> {
         let mut environment = environment(clock);
         let has_tool_use = sources.iter().any(|source| source.name == TOOL_USE);
+        let with_tools = sources.iter().find(|source| source.name == TOOL_USE);
+        let with_tools = with_tools.or(sources.first());
+        let formats = AnswerFormats {
+            tools: with_tools.and_then(|source| ToolFormat::of_template(&source.text)),
+            reasoning: with_tools.and_then(|source| ReasoningFormat::of_template(&source.text)),
+        };
         for Source { name, file, text } in sources {
             let compiled = environment.add_template_owned(name, source::for_minijinja(&text));
             compiled.map_err(|error| TextError::Invalid {
@@ -133,7 +143,7 @@ impl ChatTemplates {
         let Globals { special_tokens, kwargs } = globals;
         let forms = Forms::default();
         let mut templates =
-            ChatTemplates { environment, has_tool_use, forms, special_tokens, kwargs };
+            ChatTemplates { environment, has_tool_use, forms, formats, special_tokens, kwargs };
         templates.probe_forms();
         Ok(templates)
     }

@@ -142,6 +142,14 @@ impl TextTokenizer {
         self.tokenizer.as_ref()?.token_to_id(token)
     }
 
+    /// One more than the largest id.
+    pub(super) fn num_ids(&self) -> usize {
+        let Some(tokenizer) = &self.tokenizer else { return 0 };
+        let added = tokenizer.get_added_tokens_decoder();
+        let num_added = added.keys().max().map_or(0, |id| *id as usize + 1);
+        tokenizer.get_vocab_size(false).max(num_added)
+    }
+
     /// The contents of the tokens that stand for no text.
     pub(super) fn special_tokens(&self) -> Vec<String> {
         let added =

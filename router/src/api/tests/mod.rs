@@ -1,6 +1,7 @@
 //! The API over a real socket, on a scripted engine.
 
 mod answers;
+mod calls;
 mod constraints;
 mod cors;
 mod platforms;
@@ -30,6 +31,7 @@ use crate::generate::Generator;
 use crate::metrics::Metrics;
 use crate::serve::{Front, serve_engine};
 use crate::testing::{ScriptedEngine, engine_config, text_model};
+use crate::text::TextModel;
 use crate::{RouterConfig, RouterError};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -80,12 +82,19 @@ fn start_on(
     listener: TcpListener,
     configure: impl FnOnce(&mut RouterConfig),
 ) -> (Server, ScriptedEngine) {
+    start_with(text_model(), listener, configure)
+}
+
+fn start_with(
+    text: Arc<TextModel>,
+    listener: TcpListener,
+    configure: impl FnOnce(&mut RouterConfig),
+) -> (Server, ScriptedEngine) {
     let mut config = RouterConfig::new("demo", engine_config());
     config.model_aliases = vec!["demo-alias".into()];
     config.limits.max_client_batch_size = 4;
     config.limits.max_stop_sequences = 4;
     configure(&mut config);
-    let text = text_model();
     let (handle, inbox) = EngineHandle::new(config.limits.max_concurrent_requests);
     let metrics = Arc::new(Metrics::new());
     let (generator, sink) =

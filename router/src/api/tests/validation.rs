@@ -123,7 +123,6 @@ async fn every_rule_of_a_shared_field_names_the_field_the_rule_and_the_value() {
 
 #[tokio::test]
 async fn a_field_that_would_change_the_answer_and_is_not_there_yet_is_refused_by_name() {
-    let tool = json!([{"type": "function", "function": {"name": "f"}}]);
     let fields = [
         ("no_repeat_ngram_size", json!(3)),
         ("length_penalty", json!(2)),
@@ -131,8 +130,6 @@ async fn a_field_that_would_change_the_answer_and_is_not_there_yet_is_refused_by
         ("prompt_logprobs", json!(0)),
         ("functions", json!([{"name": "f"}])),
         ("function_call", json!({"name": "f"})),
-        ("tools", tool),
-        ("tool_choice", json!("required")),
         ("audio", json!({"voice": "a"})),
         ("modalities", json!(["text", "audio"])),
         ("use_beam_search", json!(true)),
@@ -151,6 +148,12 @@ async fn a_field_that_would_change_the_answer_and_is_not_there_yet_is_refused_by
     for (name, value) in [("echo", json!(true)), ("best_of", json!(2))] {
         check(CHAT, &[(json!({(name): value}), 400, json!(name), "not supported yet")]).await;
     }
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    let for_chats = [
+        (json!({"tools": tools}), 400, json!("tools"), "not supported yet"),
+        (json!({"tool_choice": "required"}), 400, json!("tool_choice"), "not supported yet"),
+    ];
+    check(COMPLETIONS, &for_chats).await;
 }
 
 #[tokio::test]

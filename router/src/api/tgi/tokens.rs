@@ -19,6 +19,7 @@ use crate::api::fields::{Fields, must_be, token_ids};
 use crate::api::handlers::Received;
 use crate::api::options::read_model;
 use crate::api::platforms::Kind;
+use crate::api::tools::ToolRequest;
 use crate::text::{TextError, TextModel, TokenSpan};
 
 /// `POST /tokenize`.
@@ -42,7 +43,8 @@ pub(crate) async fn chat_tokenize(
     let received = app.receive_any(request).await?;
     let mut fields = Fields::parse(&received.body)?;
     read_model(&mut fields, &app.names)?;
-    let conversation = Conversation::read(&mut fields)?;
+    let (_, shown) = ToolRequest::read(&mut fields, app.text.answer_formats())?;
+    let conversation = Conversation::read(&mut fields, shown)?;
     let encode = move |text: &TextModel| {
         let templated = conversation.render(text)?;
         let spans = text.encode_spans(&templated, false).map_err(not_encoded("messages"))?;
@@ -95,8 +97,9 @@ impl App {
         read_model(&mut fields, &self.names)?;
         let names_tokens = fields.flag("return_token_strs", false)?;
         let tokens = if kind == Kind::Messages {
-            let conversation = Conversation::read(&mut fields)?;
-            self.encode(move |text| conversation.encode(text)).await??
+            let (_, shown) = ToolRequest::read(&mut fields, self.text.answer_formats())?;
+            let conversation = Conversation::read(&mut fields, shown)?;
+            self.encode(move |text| conversation.encode(text)).await??.0
         } else {
             let prompt = fields.string("prompt")?;
             let prompt = prompt.ok_or_else(|| {

@@ -1,8 +1,8 @@
 //! Accepts a constraint, or refuses it, before anybody is given a place for it.
 //!
 //! The worker compiles it again over its whole vocabulary. Whether it can does not depend on the
-//! vocabulary but for the special tokens that a grammar may name, so here the tokens are the 256
-//! bytes and those. The limits are half of the worker's: what is accepted fits there as well.
+//! vocabulary but for the special tokens that a grammar may name, and the ids, so here the tokens
+//! are the 256 bytes and those, and the other ids stand for nothing. The limits are half of the worker's: what is accepted fits there as well.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,15 +27,17 @@ const MAX_REASON_CHARS: usize = 400;
 /// Accepts the constraints of one model.
 pub(in crate::text) struct Checker {
     special_tokens: Vec<String>,
+    num_ids: usize,
     factory: OnceLock<Result<ParserFactory, String>>,
     /// The one used last at the end.
     accepted: Mutex<VecDeque<Vec<u8>>>,
 }
 
 impl Checker {
-    /// For a tokenizer with these special tokens.
-    pub(in crate::text) fn new(special_tokens: Vec<String>) -> Self {
-        Checker { special_tokens, factory: OnceLock::new(), accepted: Mutex::default() }
+    /// For a tokenizer with these special tokens, and with ids below `num_ids`.
+    pub(in crate::text) fn new(special_tokens: Vec<String>, num_ids: usize) -> Self {
+        let (factory, accepted) = (OnceLock::new(), Mutex::default());
+        Checker { special_tokens, num_ids, factory, accepted }
     }
 
     /// The grammar for the worker, or why it will not be used: words that continue "the grammar".
@@ -69,7 +71,8 @@ impl Checker {
     }
 
     fn check(&self, grammar: &Grammar) -> Result<(), String> {
-        let factory = self.factory.get_or_init(|| factory(&self.special_tokens));
+        let factory =
+            self.factory.get_or_init(|| factory(&tokens(&self.special_tokens, self.num_ids)));
         let factory = factory.as_ref().map_err(Clone::clone)?;
         let parsed = TopLevelGrammar::from_tagged_str(
             &grammar.kind,
@@ -91,9 +94,8 @@ impl Checker {
     }
 }
 
-fn factory(special_tokens: &[String]) -> Result<ParserFactory, String> {
-    let mut factory =
-        ParserFactory::new_simple(&tokens(special_tokens)).map_err(|error| error.to_string())?;
+fn factory(tokens: &TokEnv) -> Result<ParserFactory, String> {
+    let mut factory = ParserFactory::new_simple(tokens).map_err(|error| error.to_string())?;
     factory.quiet();
     let ParserLimits {
         initial_lexer_fuel, step_lexer_fuel, step_max_items, max_grammar_size, ..
@@ -107,12 +109,13 @@ fn factory(special_tokens: &[String]) -> Result<ParserFactory, String> {
     Ok(factory)
 }
 
-/// Each byte, the special tokens, and one that ends the text. Special tokens begin with a byte that
-/// is in no text.
-fn tokens(special: &[String]) -> TokEnv {
+/// Each byte, the special tokens, nothing for the other ids, and one that ends the text. Special
+/// tokens begin with a byte that is in no text.
+fn tokens(special: &[String], num_ids: usize) -> TokEnv {
     let marked = |name: &str| [&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_bytes()].concat();
     let mut words: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| vec![byte]).collect();
     words.extend(special.iter().map(|name| marked(name)));
+    words.resize(num_ids.max(words.len()), Vec::new());
     words.push(marked("<|the end of the text|>"));
     let info = TokRxInfo::new(words.len() as u32, words.len() as u32 - 1);
     Arc::new(ApproximateTokEnv::new(TokTrie::from(&info, &words)))

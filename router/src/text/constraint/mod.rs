@@ -46,7 +46,7 @@ impl Constraint {
 }
 
 /// A schema that says how its documents are written.
-fn written(schema: &Value) -> Value {
+pub(super) fn written(schema: &Value) -> Value {
     let mut schema = match schema {
         Value::Bool(true) => json!({}),
         schema => schema.clone(),

@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 
 fn checker() -> Checker {
-    Checker::new(vec!["<tool_call>".into(), "<|end|>".into()])
+    Checker::new(vec!["<tool_call>".into(), "<|end|>".into()], 1000)
 }
 
 #[test]
@@ -16,6 +16,7 @@ fn what_can_be_followed_is_accepted_once_and_again() {
         Constraint::Regex(r"\d{3}-\d{4}".into()),
         Constraint::Regex(String::new()),
         Constraint::Choice(vec!["a \"b\"\n".into(), "é".into()]),
+        Constraint::Lark("start: <[999]>".into()),
         Constraint::Lark("start: <tool_call> %json {\"type\": \"object\"} <|end|>".into()),
     ] {
         let grammar =
@@ -36,6 +37,7 @@ fn what_cannot_be_followed_is_refused_in_one_line() {
         (Constraint::Regex("(".into()), ""),
         (Constraint::Regex(r"(a)\1".into()), ""),
         (Constraint::Lark("start: <|unknown|>".into()), "unknown"),
+        (Constraint::Lark("start: <[5000]>".into()), "5000"),
         (Constraint::Lark("start: other".into()), "other"),
         (Constraint::Lark("start: start".into()), ""),
         (Constraint::Lark(format!("start: \"{}\"", "a".repeat(300_000))), "262144"),
