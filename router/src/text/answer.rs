@@ -35,11 +35,7 @@ impl AnswerFormats {
 
     /// Where a rendered prompt leaves the model.
     pub fn opening(self, prompt: &str) -> Opening {
-        if !self.is_harmony() {
-            return Opening::of_tagged(prompt);
-        }
-        let asks = prompt.trim_end().ends_with(harmony::PROMPT_END);
-        if asks { Opening::Before } else { Opening::Closed }
+        if self.is_harmony() { harmony::opening(prompt) } else { Opening::of_tagged(prompt) }
     }
 
     /// The markers that may be single tokens.

@@ -29,8 +29,14 @@ const ENDS: [&str; 5] = [END, "<|call|>", "<|return|>", START, CHANNEL];
 pub(in crate::text) const MARKERS: &[&str] =
     &[START, CHANNEL, CONSTRAIN, MESSAGE, END, "<|call|>", "<|return|>"];
 
-/// How a prompt ends that asks for an answer.
-pub(in crate::text) const PROMPT_END: &str = "<|start|>assistant";
+/// Where a prompt leaves the model: before a header, or in a message that it goes on with.
+pub(in crate::text) fn opening(prompt: &str) -> Opening {
+    let is_open = prompt.rfind(MESSAGE).is_some_and(|at| {
+        let message = &prompt[at..];
+        !ENDS.iter().any(|end| message.contains(end))
+    });
+    if is_open { Opening::Closed } else { Opening::Before }
+}
 
 /// The reader of one answer.
 pub(in crate::text) struct Harmony {

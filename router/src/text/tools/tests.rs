@@ -340,7 +340,8 @@ fn the_end_of_a_prompt_tells_where_an_answer_begins() {
         (think, "<|im_start|>assistant\n<think>\n", Opening::Inside),
         (think, "<|im_start|>assistant\n<think>\n\n</think>\n\n", Opening::Closed),
         (think, "what is <think>?<|im_end|>\n<|im_start|>assistant\n", Opening::Before),
-        (harmony, "<|end|><|start|>assistant", Opening::Before),
+        (harmony, "<|message|>hi<|end|><|start|>assistant", Opening::Before),
+        (harmony, "user: hi\n", Opening::Before),
         (harmony, "<|start|>assistant<|channel|>final<|message|>We", Opening::Closed),
     ] {
         assert_eq!(formats.opening(prompt), expected, "{prompt:?}");
