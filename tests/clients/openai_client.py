@@ -18,7 +18,7 @@ STORY = [{"role": "user", "content": "Tell me a story about a fox and a red kite
 
 
 
-class Animal(pydantic.BaseModel):
+class Animal(pydantic.BaseModel, extra="forbid"):
     """What a structured answer is parsed into; bounded, so that it always ends."""
 
     name: typing.Literal["fox", "owl", "dog"]
