@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use super::reasoning::{Opening, ReasoningFormat, Think};
-use super::tools::{Harmony, Parts, Tool, ToolFormat, ToolParser, harmony};
+use super::reasoning::{Opening, ReasoningFormat, Think, after_reasoning};
+use super::tools::{
+    CallRules, Harmony, Parts, Tool, ToolFormat, ToolParser, call_grammar, harmony,
+};
+use super::{Constraint, TextModel};
 
 /// The formats in which a model's answers are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +68,40 @@ impl<T> FormatChoice<T> {
             FormatChoice::Template => detected,
             FormatChoice::None => None,
             FormatChoice::Given(format) => Some(format),
+        }
+    }
+}
+
+impl TextModel {
+    /// The formats of the model's answers.
+    pub fn answer_formats(&self) -> AnswerFormats {
+        self.formats
+    }
+
+    /// The tokens that mark parts of an answer. A reader must see them, special or not.
+    pub fn marker_tokens(&self, formats: AnswerFormats) -> Arc<[u32]> {
+        formats.markers().filter_map(|marker| self.tokenizer.token_id(marker)).collect()
+    }
+
+    /// What an answer must satisfy that may reason and then holds calls, or, unless they are
+    /// required, content: any text, or what `content` accepts.
+    pub fn call_constraint(
+        &self,
+        formats: AnswerFormats,
+        opening: Opening,
+        rules: CallRules<'_>,
+        content: Option<&Constraint>,
+    ) -> Constraint {
+        let token_id = |marker: &str| self.tokenizer.token_id(marker);
+        call_grammar(formats, opening, rules, content, &token_id)
+    }
+
+    /// A constraint on an answer as a constraint on what follows the model's reasoning.
+    pub fn after_reasoning(&self, constraint: &Constraint, opening: Opening) -> Constraint {
+        let token_id = |marker: &str| self.tokenizer.token_id(marker);
+        match self.formats.reasoning {
+            Some(format) => after_reasoning(constraint, format, opening, &token_id),
+            None => constraint.clone(),
         }
     }
 }

@@ -251,38 +251,6 @@ impl TextModel {
         Decoder::new(Arc::clone(&self.tokenizer), prompt, skip_special_tokens)
     }
 
-    /// The formats of the model's answers.
-    pub fn answer_formats(&self) -> AnswerFormats {
-        self.formats
-    }
-
-    /// The tokens that mark parts of an answer. A reader must see them, special or not.
-    pub fn marker_tokens(&self, formats: AnswerFormats) -> Arc<[u32]> {
-        formats.markers().filter_map(|marker| self.tokenizer.token_id(marker)).collect()
-    }
-
-    /// What an answer must satisfy that may reason and then holds calls, or, unless they are
-    /// required, content: any text, or what `content` accepts.
-    pub fn call_constraint(
-        &self,
-        formats: AnswerFormats,
-        opening: Opening,
-        rules: CallRules<'_>,
-        content: Option<&Constraint>,
-    ) -> Constraint {
-        let token_id = |marker: &str| self.tokenizer.token_id(marker);
-        tools::call_grammar(formats, opening, rules, content, &token_id)
-    }
-
-    /// A constraint on an answer as a constraint on what follows the model's reasoning.
-    pub fn after_reasoning(&self, constraint: &Constraint, opening: Opening) -> Constraint {
-        let token_id = |marker: &str| self.tokenizer.token_id(marker);
-        match self.formats.reasoning {
-            Some(format) => reasoning::after_reasoning(constraint, format, opening, &token_id),
-            None => constraint.clone(),
-        }
-    }
-
     /// One token as shown in log-probabilities: its text (U+FFFD for a part of a character) and
     /// its bytes. Both are empty for an id that the tokenizer does not know.
     pub fn token_text(&self, id: u32) -> (String, Vec<u8>) {
