@@ -50,9 +50,7 @@ impl ToolRequest {
         fields: &mut Fields,
         formats: AnswerFormats,
     ) -> Result<(ToolRequest, Option<Value>), ApiError> {
-        let shown = fields.value("tools").filter(|tools| !is_empty(tools));
-        let tools = shown.as_ref().map_or(Ok(Vec::new()), read_tools)?;
-        let choice = read_choice(fields, &tools)?;
+        let Offer { shown, tools, choice } = Offer::read(fields)?;
         let parallel = fields.flag("parallel_tool_calls", true)?;
         let include_reasoning = fields.flag("include_reasoning", true)?;
         let formats = match choice {
@@ -71,7 +69,7 @@ impl ToolRequest {
         };
         let tools = tools.into();
         let request = ToolRequest { tools, choice, parallel, formats, include_reasoning };
-        Ok((request, shown.filter(|_| choice != Choice::None)))
+        Ok((request, shown))
     }
 
     /// Whether the answer may call.
@@ -136,6 +134,28 @@ impl ToolRequest {
         let rules = CallRules { tools, required: self.choice != Choice::Auto, parallel };
         text.call_constraint(self.formats, opening, rules, content)
     }
+}
+
+/// The tools of a request, and who chooses among them.
+struct Offer {
+    /// As the model is shown them.
+    shown: Option<Value>,
+    tools: Vec<Tool>,
+    choice: Choice,
+}
+
+impl Offer {
+    fn read(fields: &mut Fields) -> Result<Offer, ApiError> {
+        let given = fields.value("tools").filter(|tools| !is_empty(tools));
+        let tools = given.as_ref().map_or(Ok(Vec::new()), read_tools)?;
+        let choice = read_choice(fields, &tools)?;
+        Ok(Offer { shown: given.filter(|_| choice != Choice::None), tools, choice })
+    }
+}
+
+/// The tools as a model is shown them, where nothing is generated and any model will do.
+pub(crate) fn read_shown_tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
+    Ok(Offer::read(fields)?.shown)
 }
 
 fn read_tools(tools: &Value) -> Result<Vec<Tool>, ApiError> {

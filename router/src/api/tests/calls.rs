@@ -310,6 +310,35 @@ async fn reasoning_goes_by_two_names_or_by_none() {
 }
 
 #[tokio::test]
+async fn a_prediction_is_the_content_alone() {
+    let server = saying("Hm.\n</think>\n\nNo.").await;
+    let instance = |fields: Value| {
+        let thinking = json!({"chat_template_kwargs": {"enable_thinking": true}});
+        json!({"instances": [with(chat(thinking), fields)]})
+    };
+    let answer = server.post("/vertex", &instance(json!({}))).await.json();
+    assert_eq!(answer, json!({"predictions": ["No."]}));
+    let answer = server.post("/vertex", &instance(json!({"tools": tools()}))).await;
+    assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", answer.body);
+    assert!(answer.body.contains("tools cannot be called in an instance"), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn a_conversation_is_tokenized_with_the_tools_that_would_be_shown() {
+    let server = saying("never").await;
+    for (choice, is_shown) in [("auto", true), ("none", false)] {
+        let body = chat(json!({"tools": tools(), "tool_choice": choice}));
+        let answer = server.post("/chat_tokenize", &body).await.json();
+        let text = answer["templated_text"].as_str().unwrap();
+        assert_eq!(text.contains("the time"), is_shown, "{text}");
+    }
+    // Also for a model that could not be asked to choose.
+    let server = start_answering(|_| (), |_| "never".into()).await;
+    let answer = server.post("/tokenize", &chat(json!({"tools": tools()}))).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+}
+
+#[tokio::test]
 async fn every_token_is_reported_with_its_log_probability() {
     let text: &'static str = format!("Hm.</think>\n\nSo.\n{CALL}\n").leak();
     let server = saying(text).await;

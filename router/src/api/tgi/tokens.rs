@@ -19,7 +19,7 @@ use crate::api::fields::{Fields, must_be, token_ids};
 use crate::api::handlers::Received;
 use crate::api::options::read_model;
 use crate::api::platforms::Kind;
-use crate::api::tools::ToolRequest;
+use crate::api::tools::read_shown_tools;
 use crate::text::{TextError, TextModel, TokenSpan};
 
 /// `POST /tokenize`.
@@ -43,7 +43,7 @@ pub(crate) async fn chat_tokenize(
     let received = app.receive_any(request).await?;
     let mut fields = Fields::parse(&received.body)?;
     read_model(&mut fields, &app.names)?;
-    let (_, shown) = ToolRequest::read(&mut fields, app.text.answer_formats())?;
+    let shown = read_shown_tools(&mut fields)?;
     let conversation = Conversation::read(&mut fields, shown)?;
     let encode = move |text: &TextModel| {
         let templated = conversation.render(text)?;
@@ -97,7 +97,7 @@ impl App {
         read_model(&mut fields, &self.names)?;
         let names_tokens = fields.flag("return_token_strs", false)?;
         let tokens = if kind == Kind::Messages {
-            let (_, shown) = ToolRequest::read(&mut fields, self.text.answer_formats())?;
+            let shown = read_shown_tools(&mut fields)?;
             let conversation = Conversation::read(&mut fields, shown)?;
             self.encode(move |text| conversation.encode(text)).await??.0
         } else {
