@@ -76,6 +76,29 @@ pub(crate) struct WholeChoice {
     pub(crate) finish: Option<Finish>,
 }
 
+impl WholeChoice {
+    /// The tokens of the output, the one that ended it among them.
+    fn output_ids(&self) -> Vec<u32> {
+        let ids = self.tokens.iter().map(|entry| entry.token);
+        ids.chain(self.finish.as_ref().and_then(stop_token)).collect()
+    }
+}
+
+/// The token that ended a text without being part of it.
+fn stop_token(finish: &Finish) -> Option<u32> {
+    match finish.kind {
+        FinishKind::Stop(StopCause::Token { token, .. }) => Some(token),
+        _ => None,
+    }
+}
+
+/// The prompts of a request whose tokens are told by their ids.
+pub(crate) struct TokenIds {
+    pub(crate) prompts: Vec<Arc<[u32]>>,
+    /// Choices that are returned per prompt.
+    pub(crate) num_choices: usize,
+}
+
 /// OpenAI's word for an end; `None` where it is an error.
 pub(crate) fn finish_reason(finish: &Finish) -> Option<&'static str> {
     match finish.kind {
@@ -101,6 +124,8 @@ pub(crate) struct ChunkWriter {
     top_logprobs: bool,
     /// Tokens that the request names as its own stops.
     stop_token_ids: Vec<u32>,
+    /// Where ids are told, in vLLM's form.
+    token_ids: Option<TokenIds>,
     /// From the beginning of an event to its list of choices.
     head: Vec<u8>,
     /// From the end of a choice to the end of the event.
@@ -126,6 +151,7 @@ impl ChunkWriter {
             logprobs: false,
             top_logprobs: false,
             stop_token_ids: Vec::new(),
+            token_ids: None,
             head: head.to_vec(),
             tail: if include_usage { b"],\"usage\":null}\n\n" } else { b"]}\n\n" },
         }
@@ -145,6 +171,7 @@ impl ChunkWriter {
             logprobs: false,
             top_logprobs: false,
             stop_token_ids: Vec::new(),
+            token_ids: None,
             head: head.to_vec(),
             tail: b"}",
         }
@@ -163,12 +190,55 @@ impl ChunkWriter {
         self
     }
 
-    /// The event that begins a choice. Completions have none.
+    /// Tells the ids of tokens.
+    pub(crate) fn with_token_ids(mut self, ids: Option<TokenIds>) -> Self {
+        self.token_ids = ids;
+        self
+    }
+
+    /// The event that begins a choice. Completions have one only where it tells of the prompt.
     pub(crate) fn begin(&self, out: &mut BytesMut, choice: usize) {
-        if self.shape == Shape::Chat {
-            self.open(out, choice);
-            out.put_slice(b"\"delta\":{\"role\":\"assistant\",\"content\":\"\"}");
-            self.close(out, &[], None);
+        if self.shape == Shape::Completion && self.token_ids.is_none() {
+            return;
+        }
+        self.open(out, choice);
+        self.prompt_token_ids(out, choice);
+        out.put_slice(match self.shape {
+            Shape::Chat => b"\"delta\":{\"role\":\"assistant\",\"content\":\"\"}",
+            Shape::Completion => b"\"text\":\"\"",
+        });
+        self.close(out, &[], None);
+    }
+
+    /// The prompt's text and what is told of its tokens.
+    pub(crate) fn echo(
+        &self,
+        out: &mut BytesMut,
+        choice: usize,
+        text: &str,
+        prompt: &[TokenEntry],
+    ) {
+        self.open(out, choice);
+        out.put_slice(b"\"text\":");
+        put_string(out, text);
+        let logprobs = (self.logprobs && !prompt.is_empty()).then_some(prompt);
+        self.close_choice(out, logprobs, None);
+        out.put_slice(self.tail);
+    }
+
+    /// `"prompt_token_ids":[..],` where ids are told.
+    fn prompt_token_ids(&self, out: &mut BytesMut, choice: usize) {
+        let Some(TokenIds { prompts, num_choices }) = &self.token_ids else { return };
+        out.put_slice(b"\"prompt_token_ids\":");
+        put_list(out, &prompts[choice / num_choices], |out, id| put_number(out, *id as usize));
+        out.put_u8(b',');
+    }
+
+    /// `,"token_ids":[..]` where ids are told.
+    fn output_token_ids(&self, out: &mut BytesMut, ids: impl Iterator<Item = u32>) {
+        if self.token_ids.is_some() {
+            out.put_slice(b",\"token_ids\":");
+            put_list(out, &ids.collect::<Vec<_>>(), |out, id| put_number(out, *id as usize));
         }
     }
 
@@ -241,6 +311,7 @@ impl ChunkWriter {
                 out.put_u8(b',');
             }
             put(out, format_args!("{{\"index\":{index},"));
+            self.prompt_token_ids(out, index);
             match self.shape {
                 Shape::Chat => {
                     out.put_slice(b"\"message\":{\"role\":\"assistant\",\"content\":");
@@ -255,7 +326,9 @@ impl ChunkWriter {
                     put_string(out, &choice.text);
                 }
             }
-            let tokens = self.logprobs.then_some(&choice.tokens[..]);
+            self.output_token_ids(out, choice.output_ids().into_iter());
+            let all = [&choice.prompt[..], &choice.tokens].concat();
+            let tokens = self.logprobs.then_some(&all[..]);
             let ending = choice.finish.as_ref().and_then(|finish| {
                 let reason = finish_reason(finish)?;
                 let message = choice.message.as_ref();
@@ -277,6 +350,8 @@ impl ChunkWriter {
     }
 
     fn close(&self, out: &mut BytesMut, tokens: &[TokenEntry], ending: Option<Ending<'_>>) {
+        let last = ending.and_then(|ending| stop_token(ending.finish));
+        self.output_token_ids(out, tokens.iter().map(|entry| entry.token).chain(last));
         let tokens = (self.logprobs && !tokens.is_empty()).then_some(tokens);
         self.close_choice(out, tokens, ending);
         out.put_slice(self.tail);

@@ -20,7 +20,7 @@ use super::App;
 use super::answer::AnswerForm;
 use super::best_of::best_of_each;
 use super::chat::ChatRequest;
-use super::chunks::{ChunkWriter, Envelope, Shape, Usage, WholeChoice, finish_reason};
+use super::chunks::{ChunkWriter, Envelope, Shape, TokenIds, Usage, WholeChoice, finish_reason};
 use super::completions::{CompletionRequest, EncodedPrompt};
 use super::constraints::Asked;
 use super::drain::InFlight;
@@ -211,8 +211,12 @@ impl App {
         let (stream, include_usage) = (options.stream, options.include_usage);
         let num_choices = options.num_choices as usize;
         let logprobs = options.sampling.logprobs.then_some(options.sampling.top_logprobs > 0);
-        // The best are found by them.
-        options.sampling.logprobs |= num_returned < options.num_choices;
+        let token_ids = options.return_token_ids.then(|| TokenIds {
+            prompts: fitting.iter().map(|prompt| prompt.tokens.clone()).collect(),
+            num_choices: num_returned as usize,
+        });
+        // The best are found by them, and tokens are told with them.
+        options.sampling.logprobs |= num_returned < options.num_choices || token_ids.is_some();
         let own_stops = options.stop_token_ids.clone();
         let mut request = self.generation(&info, options, fitting).await?;
         request.continues_prompt = shape == Shape::Completion;
@@ -223,7 +227,7 @@ impl App {
         } else {
             ChunkWriter::for_body(&envelope, self.text.clone())
         };
-        let writer = writer.with_stop_token_ids(own_stops);
+        let writer = writer.with_stop_token_ids(own_stops).with_token_ids(token_ids);
         let writer = match logprobs {
             Some(top) => writer.with_logprobs(top),
             None => writer,
@@ -418,10 +422,7 @@ async fn whole(
             usage.count(index, num_choices, finish);
         }
     }
-    let mut choices = best_of_each(choices, num_choices, num_returned);
-    for WholeChoice { prompt, tokens, .. } in &mut choices {
-        tokens.splice(0..0, prompt.drain(..));
-    }
+    let choices = best_of_each(choices, num_choices, num_returned);
     let mut body = BytesMut::new();
     writer.body(&mut body, &choices, &usage);
     Ok(json_answer(body.freeze()))

@@ -59,6 +59,8 @@ pub(crate) struct Options {
     pub(crate) sampling: SamplingParams,
     /// Whether the prompt's tokens are reported as well; the caller's to set.
     pub(crate) prompt_logprobs: bool,
+    /// Whether the ids of prompt and output are told.
+    pub(crate) return_token_ids: bool,
     pub(crate) seed: Option<u64>,
     pub(crate) stop: Vec<String>,
     pub(crate) include_stop: bool,
@@ -95,6 +97,7 @@ impl Options {
             max_tokens,
             sampling: read_sampling(fields, rules)?,
             prompt_logprobs: false,
+            return_token_ids: fields.flag("return_token_ids", false)?,
             seed: read_seed(fields)?,
             stop,
             include_stop: fields.flag("include_stop_str_in_output", false)?,
@@ -230,7 +233,6 @@ const UNSUPPORTED: &[(&str, IsNeutral)] = &[
     ("truncate_prompt_tokens", never),
     ("prompt_embeds", never),
     ("thinking_token_budget", never),
-    ("return_token_ids", is_false),
     ("return_tokens_as_token_ids", is_false),
     ("return_full_text", is_false),
     ("watermark", is_false),

@@ -82,7 +82,7 @@ impl WriteEvents for OpenAiEvents {
                 writer.begin(out, index);
                 let echo = &self.plan.echoes[index];
                 if !echo.is_empty() || !choice.prompt.is_empty() {
-                    writer.piece(out, index, echo, &choice.prompt);
+                    writer.echo(out, index, echo, &choice.prompt);
                 }
             }
             let (mut text, mut token) = (0, 0);

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::engine::FinishReason;
-use crate::testing::{event, logprobs, tokens};
+use crate::testing::{EOS, event, logprobs, tokens};
 
 /// What the scripted model answers: another text for every choice, in more than ASCII.
 fn text_of(sequence: &NewSequence) -> String {
@@ -287,6 +287,38 @@ async fn a_prompt_can_be_scored_alone() {
         assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(prompt), &json!("length")));
         assert_eq!(choice["logprobs"]["token_logprobs"], logprobs);
         assert_eq!(answer["usage"]["completion_tokens"], 0);
+    }
+}
+
+#[tokio::test]
+async fn the_ids_of_tokens_are_told_whole_and_piece_by_piece() {
+    let server = start_answering(|_| (), |_| "a\u{e9}".into()).await;
+    let output = json!([97, 0xc3, 0xa9, EOS]);
+    let ids = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let bodies = [
+        (CHAT, chat(json!({"n": 2}))),
+        (COMPLETIONS, completion(json!(["p", "q"]), json!({"n": 2}))),
+        (COMPLETIONS, completion(json!(["p", "q"]), json!({"echo": true, "logprobs": 1}))),
+    ];
+    for (path, mut body) in bodies {
+        body["return_token_ids"] = json!(true);
+        let whole = server.post(path, &body).await.json();
+        body["stream"] = json!(true);
+        let events = server.post(path, &body).await.events();
+        for choice in whole["choices"].as_array().unwrap() {
+            assert_eq!(choice["token_ids"], output, "{body}");
+            let parts = events.iter().map(|event| &event["choices"][0]);
+            let parts: Vec<&Value> =
+                parts.filter(|part| part["index"] == choice["index"]).collect();
+            let told: Vec<Value> = parts.iter().flat_map(|part| ids(&part["token_ids"])).collect();
+            assert_eq!(json!(told), output, "{body}");
+            assert_eq!(parts[0]["prompt_token_ids"], choice["prompt_token_ids"], "{body}");
+            assert!(!ids(&choice["prompt_token_ids"]).is_empty());
+        }
+        if path == COMPLETIONS {
+            let last = whole["choices"].as_array().unwrap().last().unwrap();
+            assert_eq!(last["prompt_token_ids"], json!([113]));
+        }
     }
 }
 

@@ -105,6 +105,7 @@ impl GenerateRequest {
             cache_salt: None,
             constraint: read_grammar(&mut parameters)?,
             prompt_logprobs: decoder_input_details,
+            return_token_ids: false,
         };
         let truncate = read_truncate(&mut parameters)?;
         Ok(GenerateRequest {
