@@ -40,7 +40,8 @@ impl Checker {
 
     /// The grammar for the worker, or why it will not be used: words that continue "the grammar".
     pub(in crate::text) fn accept(&self, constraint: &Constraint) -> Result<Grammar, String> {
-        let grammar = constraint.encode();
+        let cannot = |reason: &str| format!("cannot be followed: {}", one_line(reason));
+        let grammar = constraint.encode().map_err(|reason| cannot(&reason))?;
         let len = grammar.source.len();
         if len > MAX_SOURCE_BYTES {
             return Err(format!("must have at most {MAX_SOURCE_BYTES} bytes, not {len}"));
@@ -51,7 +52,7 @@ impl Checker {
         let checked = catch_unwind(AssertUnwindSafe(|| self.check(&grammar)));
         match checked.unwrap_or_else(|_| Err("its reader failed".to_owned())) {
             Ok(()) => {}
-            Err(reason) => return Err(format!("cannot be followed: {}", one_line(&reason))),
+            Err(reason) => return Err(cannot(&reason)),
         }
         let mut accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
         if accepted.len() == MAX_ACCEPTED {

@@ -1,21 +1,15 @@
 //! What an answer must satisfy, in the forms in which clients say it.
 
 mod check;
+mod schema;
 #[cfg(test)]
 mod tests;
 
 use millstream_proto::Grammar;
-use serde_json::{Value, json};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 pub(super) use check::Checker;
-
-/// What white space may stand between the parts of a JSON document: a space, or new lines with an
-/// indentation. Without a bound, a model that has begun to indent may never stop.
-const WHITE_SPACE: &str = r"( |\n{1,2}[ \t]{0,20})";
-
-/// Where a schema says how its documents are written: llguidance's own key.
-const WRITING: &str = "x-guidance";
 
 /// A language that an answer must be in, from its first token to its last.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,30 +25,20 @@ pub enum Constraint {
 }
 
 impl Constraint {
-    /// As the worker reads it: under one of llguidance's tags for grammars.
-    pub fn encode(&self) -> Grammar {
+    /// As the worker reads it, under one of llguidance's tags for grammars; or why nobody can.
+    pub(super) fn encode(&self) -> Result<Grammar, String> {
         let (kind, source) = match self {
-            Constraint::JsonSchema(schema) => ("json_schema", written(schema).to_string()),
+            Constraint::JsonSchema(schema) => {
+                ("json_schema", schema::followed(schema)?.to_string())
+            }
             Constraint::Regex(regex) => ("regex", regex.clone()),
             Constraint::Choice(texts) => ("lark", choice(texts)),
             Constraint::Lark(lark) => ("lark", lark.clone()),
         };
         let digest = Sha256::new().chain_update(kind).chain_update([0]).chain_update(&source);
         let (digest, source) = (digest.finalize().to_vec(), source.into_bytes());
-        Grammar { digest, kind: kind.into(), source }
+        Ok(Grammar { digest, kind: kind.into(), source })
     }
-}
-
-/// A schema that says how its documents are written.
-fn written(schema: &Value) -> Value {
-    let mut schema = match schema {
-        Value::Bool(true) => json!({}),
-        schema => schema.clone(),
-    };
-    if let Value::Object(keys) = &mut schema {
-        keys.entry(WRITING).or_insert_with(|| json!({"whitespace_pattern": WHITE_SPACE}));
-    }
-    schema
 }
 
 /// Each text as a string of the grammar, quoted as in JSON.
