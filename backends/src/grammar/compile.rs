@@ -14,8 +14,8 @@ use super::{pool, vocabulary};
 /// [`MAX_LEXER_STATES`].
 const MAX_COMPILED: usize = 64;
 
-/// States of a grammar's lexer, some 1 to 2 KB each.
-const MAX_LEXER_STATES: usize = 50_000;
+/// States of a grammar's lexer, some 1 to 2 KB each. Tests fill one.
+const MAX_LEXER_STATES: usize = if cfg!(test) { 2_000 } else { 50_000 };
 
 /// Compiles the grammars of one vocabulary.
 pub(super) struct Compiler {
@@ -23,8 +23,16 @@ pub(super) struct Compiler {
     tokenizer: Mutex<Option<Cow<'static, [u8]>>>,
     vocab_size: usize,
     factory: OnceLock<Result<ParserFactory, String>>,
-    /// Digest and matcher, oldest use first.
-    compiled: Mutex<VecDeque<(Vec<u8>, Matcher)>>,
+    /// By digest, oldest use first.
+    compiled: Mutex<VecDeque<(Vec<u8>, Compiled)>>,
+}
+
+/// A grammar at its beginning. Clones share what its lexer has learnt.
+#[derive(Clone)]
+pub(super) struct Compiled {
+    pub(super) matcher: Matcher,
+    /// How many lexers were given up before this one.
+    pub(super) edition: u64,
 }
 
 impl Compiler {
@@ -46,27 +54,30 @@ impl Compiler {
         factory.as_ref().map_err(Clone::clone)
     }
 
-    /// A matcher that has read nothing yet.
-    pub(super) fn matcher(&self, grammar: &Grammar) -> Result<Matcher, String> {
-        if let Some(matcher) = self.known(&grammar.digest) {
-            return Ok(matcher);
+    /// A grammar of this edition or a later one.
+    pub(super) fn compiled(&self, grammar: &Grammar, edition: u64) -> Result<Compiled, String> {
+        if let Some(known) = self.known(&grammar.digest, edition) {
+            return Ok(known);
         }
-        let matcher = compile(self.factory()?, grammar)?;
+        let new = Compiled { matcher: compile(self.factory()?, grammar)?, edition };
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        compiled.retain(|(digest, _)| *digest != grammar.digest);
         if compiled.len() == MAX_COMPILED {
             compiled.pop_front();
         }
-        compiled.push_back((grammar.digest.clone(), matcher.clone()));
-        Ok(matcher)
+        compiled.push_back((grammar.digest.clone(), new.clone()));
+        Ok(new)
     }
 
-    fn known(&self, digest: &[u8]) -> Option<Matcher> {
+    fn known(&self, digest: &[u8], edition: u64) -> Option<Compiled> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = compiled.iter().position(|(known, _)| known == digest)?;
+        let index = compiled
+            .iter()
+            .position(|(known, compiled)| known == digest && compiled.edition >= edition)?;
         let used = compiled.remove(index)?;
-        let matcher = used.1.clone();
+        let known = used.1.clone();
         compiled.push_back(used);
-        Some(matcher)
+        Some(known)
     }
 }
 

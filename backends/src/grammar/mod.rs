@@ -10,6 +10,7 @@
 //! neither steps nor logits.
 
 mod compile;
+mod follow;
 mod pool;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ mod vocabulary;
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use llguidance::Matcher;
 use llguidance::toktrie::SimpleVob;
@@ -25,6 +27,7 @@ use millstream_proto::Grammar;
 
 use crate::model::RowFailure;
 use compile::Compiler;
+use follow::Follower;
 use pool::Pool;
 
 /// The grammars of one model; cheap to clone.
@@ -58,11 +61,7 @@ impl Grammars {
         let cell = Arc::new(Cell { state: Mutex::new(State::Working), ready: Condvar::new() });
         let (compiler, to) = (self.0.compiler.clone(), cell.clone());
         self.0.pool.run(move || {
-            to.work(|| {
-                let mut matcher = compiler.matcher(&grammar)?;
-                matcher.consume_tokens(&output).map_err(|error| error.to_string())?;
-                Ok(matcher)
-            });
+            to.work(|| Follower::begin(compiler, grammar, output));
         });
         Constrained { cell, grammars: self.clone() }
     }
@@ -86,10 +85,10 @@ struct Cell {
     ready: Condvar,
 }
 
-/// The matcher lies here between two tokens, and is with a thread of the pool in between.
+/// The text lies here between two tokens, and is with a thread of the pool in between.
 enum State {
     Working,
-    Ready(Box<(Matcher, Mask)>),
+    Ready(Box<(Follower, Mask)>),
     Failed(String),
 }
 
@@ -117,14 +116,9 @@ impl Constrained {
             return;
         };
         drop(state);
-        let (mut matcher, _) = *ready;
+        let (text, _) = *ready;
         let to = self.cell.clone();
-        self.grammars.0.pool.run(move || {
-            to.work(move || {
-                matcher.consume_token(token).map_err(|error| error.to_string())?;
-                Ok(matcher)
-            });
-        });
+        self.grammars.0.pool.run(move || to.work(|| text.advance(token)));
     }
 }
 
@@ -140,12 +134,12 @@ impl Cell {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Works out the mask of the matcher that `next` gives, and tells whoever waits for it.
-    fn work(&self, next: impl FnOnce() -> Result<Matcher, String>) {
+    /// Reads on in a text, and tells whoever waits for its mask.
+    fn work(&self, read: impl FnOnce() -> Result<(Follower, Mask), String>) {
+        let begun = Instant::now();
         let result = pool::catch(|| {
-            let mut matcher = next()?;
-            let mask = Mask::of(&mut matcher)?;
-            Ok((matcher, mask))
+            let (text, mask) = read()?;
+            Ok((text, Mask { took: begun.elapsed(), ..mask }))
         });
         *self.lock() = match result {
             Ok(ready) => State::Ready(Box::new(ready)),
@@ -160,25 +154,34 @@ pub struct Mask {
     /// A bit for each token; `None` where no token of the text may follow.
     allowed: Option<SimpleVob>,
     may_end: bool,
+    took: Duration,
+}
+
+/// What a matcher allows next.
+fn allowed(matcher: &mut Matcher) -> Result<Mask, String> {
+    let took = Duration::ZERO;
+    if matcher.is_stopped() {
+        let reason = matcher.stop_reason();
+        return match reason.is_ok() {
+            true => Ok(Mask { allowed: None, may_end: true, took }),
+            false => Err(matcher.get_error().unwrap_or_else(|| reason.to_string())),
+        };
+    }
+    let allowed = matcher.compute_mask().map_err(|error| error.to_string())?;
+    let may_end = allowed.get(vocabulary::end_of_text(&allowed));
+    Ok(Mask { allowed: Some(allowed), may_end, took })
 }
 
 impl Mask {
-    fn of(matcher: &mut Matcher) -> Result<Self, String> {
-        if matcher.is_stopped() {
-            let reason = matcher.stop_reason();
-            return match reason.is_ok() {
-                true => Ok(Mask { allowed: None, may_end: true }),
-                false => Err(matcher.get_error().unwrap_or_else(|| reason.to_string())),
-            };
-        }
-        let allowed = matcher.compute_mask().map_err(|error| error.to_string())?;
-        let may_end = allowed.get(vocabulary::end_of_text(&allowed));
-        Ok(Mask { allowed: Some(allowed), may_end })
-    }
-
     /// Whether the output may end here.
     pub fn may_end(&self) -> bool {
         self.may_end
+    }
+
+    /// How long a thread worked on it: it read a token, or at the beginning of a text compiled the
+    /// grammar.
+    pub fn took(&self) -> Duration {
+        self.took
     }
 
     /// Whether the output must end here.

@@ -111,6 +111,26 @@ fn a_resumed_text_may_go_on_as_the_undisturbed_one() {
 }
 
 #[test]
+fn a_lexer_that_is_full_gives_way_to_a_new_one() {
+    let grammars = demo();
+    let source = r#"{"type": "string", "pattern": "[0-9].{0,30}[a-z]x"}"#;
+    let grammar = grammar("json_schema", source);
+    for text in 0..60 {
+        let constrained = grammars.begin(grammar.clone(), Vec::new());
+        // A quote, then digits and letters in an order of this text's own, and no backslash.
+        let letter = |place: u32| 20 + (text * 131 + place * (place + text) * 7) % 70;
+        let letters = (0..30).map(letter).filter(|letter| *letter != 64);
+        for token in std::iter::once(6).chain(letters) {
+            constrained.with_mask(|_| ()).unwrap_or_else(|why| panic!("text {text}: {why}"));
+            constrained.advance(token);
+        }
+        constrained.with_mask(|_| ()).unwrap_or_else(|why| panic!("text {text}: {why}"));
+    }
+    let compiled = grammars.0.compiler.compiled(&grammar, 0).unwrap();
+    assert!(compiled.edition > 0, "the texts fill a lexer");
+}
+
+#[test]
 fn log_probabilities_are_those_of_the_model_alone() {
     let constrained = demo().begin(grammar("regex", "(ab){3}"), Vec::new());
     let mut sampler = Sampler::new(VOCAB_SIZE);

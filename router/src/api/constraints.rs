@@ -52,7 +52,7 @@ fn read_response_format(fields: &mut Fields) -> Result<Option<Asked>, ApiError> 
     let value = format.swap_remove("value");
     let constraint = match kind.as_str().unwrap_or_default() {
         "text" => return Ok(None),
-        "json_object" if value.is_none() => any_object(&Writing::new()),
+        "json_object" if value.is_none() => any_object(FIELD, &Writing::new())?,
         "json_schema" if value.is_none() => {
             let name = "response_format.json_schema";
             let mut inner = match format.swap_remove("json_schema") {
@@ -146,7 +146,7 @@ fn constraint(
     Ok(Some(match kind {
         "json" => schema_of(name, value, writing)?,
         "json_object" => match value {
-            Value::Bool(true) => any_object(writing),
+            Value::Bool(true) => any_object(name, writing)?,
             Value::Bool(false) => return Ok(None),
             other => return Err(must_be(name, "true or false", &other)),
         },
@@ -159,10 +159,8 @@ fn constraint(
     }))
 }
 
-fn any_object(writing: &Writing) -> Constraint {
-    let mut schema = json!({"type": "object"});
-    write_as(&mut schema, writing);
-    Constraint::JsonSchema(schema)
+fn any_object(name: &str, writing: &Writing) -> Result<Constraint, ApiError> {
+    schema_of(name, json!({"type": "object"}), writing)
 }
 
 fn schema_of(name: &str, value: Value, writing: &Writing) -> Result<Constraint, ApiError> {
@@ -180,7 +178,7 @@ fn schema_of(name: &str, value: Value, writing: &Writing) -> Result<Constraint, 
         return Err(must_be(name, what, &schema));
     }
     write_as(&mut schema, writing);
-    Ok(Constraint::JsonSchema(schema))
+    Constraint::json_schema(&schema).map_err(|reason| ApiError::field(name, reason))
 }
 
 fn write_as(schema: &mut Value, writing: &Writing) {

@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::answer::{AnswerForm, Shows};
 use super::constraints::Asked;
@@ -218,7 +218,20 @@ fn read_tool(tool_at: &str, at: &str, tool: &Value) -> Result<Tool, ApiError> {
         Some(Value::Bool(strict)) => *strict,
         Some(other) => return Err(must_be(&format!("{at}.strict"), "true or false", other)),
     };
+    let parameters = match parameters {
+        Some(schema) if strict => Some(followed(&format!("{at}.parameters"), schema)?),
+        given => given,
+    };
     Ok(Tool::new(name, parameters, strict))
+}
+
+/// The parameters of a strict tool, in words that are followed to the letter.
+fn followed(at: &str, schema: Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+    match Constraint::json_schema(&Value::Object(schema.clone())) {
+        Ok(Constraint::JsonSchema(Value::Object(followed))) => Ok(followed),
+        Ok(_) => Ok(schema),
+        Err(reason) => Err(ApiError::field(at, reason)),
+    }
 }
 
 /// OpenAI's forms, and a bare name as TGI takes it.

@@ -6,7 +6,6 @@
 use serde_json::Value;
 
 use super::Constraint;
-use super::constraint::written;
 
 /// The id of the token that reads like this as a whole.
 pub(super) type TokenId<'a> = dyn Fn(&str) -> Option<u32> + 'a;
@@ -92,7 +91,7 @@ fn escaped(text: &str) -> String {
 /// A constraint as an expression inside of another grammar.
 pub(super) fn nested(constraint: &Constraint) -> String {
     match constraint {
-        Constraint::JsonSchema(schema) => format!("%json {}", written(schema)),
+        Constraint::JsonSchema(schema) => format!("%json {schema}"),
         Constraint::Regex(regex) if regex.is_empty() => quoted(""),
         Constraint::Regex(regex) => format!("/{}/", with_slashes_escaped(regex)),
         Constraint::Choice(texts) => {

@@ -197,13 +197,14 @@ async fn more_new_tokens_than_fit_are_cut_where_a_thousand_fit() {
 async fn a_grammar_becomes_a_constraint_in_each_of_its_forms() {
     let (server, mut engine) = start(|_| ()).await;
     let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
-    let of_schema = Constraint::JsonSchema(schema.clone());
+    let of_schema = Constraint::json_schema(&schema).unwrap();
+    let object = Constraint::json_schema(&json!({"type": "object"})).unwrap();
     for (grammar, expected) in [
         (json!({"type": "regex", "value": "[a-z]+"}), Constraint::Regex("[a-z]+".into())),
         (json!({"type": "json", "value": schema}), of_schema.clone()),
         (json!({"type": "json", "value": schema.to_string()}), of_schema.clone()),
         (json!({"type": "json_object", "value": schema}), of_schema.clone()),
-        (json!({"type": "json_object"}), Constraint::JsonSchema(json!({"type": "object"}))),
+        (json!({"type": "json_object"}), object),
         (json!({"type": "json_schema", "value": {"name": "n", "schema": schema}}), of_schema),
     ] {
         let body = with_parameters(json!({"grammar": grammar}));

@@ -198,11 +198,11 @@ fn read_grammar(parameters: &mut Fields) -> Result<Option<Asked>, ApiError> {
         }
         (Some("regex"), other) => return Err(must_be(at, "a regular expression", other)),
         // TGI refuses an object of which nothing else is said.
-        (Some("json_object"), Value::Null) => Constraint::JsonSchema(json!({"type": "object"})),
-        (Some("json" | "json_object"), schema) => Constraint::JsonSchema(read_schema(at, schema)?),
+        (Some("json_object"), Value::Null) => read_schema(at, &json!({"type": "object"}))?,
+        (Some("json" | "json_object"), schema) => read_schema(at, schema)?,
         (Some("json_schema"), Value::Object(named)) => {
             let schema = named.get("schema").unwrap_or(&Value::Null);
-            Constraint::JsonSchema(read_schema("grammar.value.schema", schema)?)
+            read_schema("grammar.value.schema", schema)?
         }
         (Some("json_schema"), other) => return Err(must_be(at, "an object with a schema", other)),
         (Some(other), _) => {
@@ -216,10 +216,13 @@ fn read_grammar(parameters: &mut Fields) -> Result<Option<Asked>, ApiError> {
 }
 
 /// A JSON schema: an object, as it is or as text.
-fn read_schema(at: &str, value: &Value) -> Result<Value, ApiError> {
+fn read_schema(at: &str, value: &Value) -> Result<Constraint, ApiError> {
     let schema = match value {
         Value::String(text) => serde_json::from_str(text).unwrap_or_default(),
         _ => value.clone(),
     };
-    if schema.is_object() { Ok(schema) } else { Err(must_be(at, "a JSON schema", value)) }
+    if !schema.is_object() {
+        return Err(must_be(at, "a JSON schema", value));
+    }
+    Constraint::json_schema(&schema).map_err(|reason| ApiError::field(at, reason))
 }

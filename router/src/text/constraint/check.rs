@@ -53,7 +53,7 @@ impl Checker {
         let checked = catch_unwind(AssertUnwindSafe(|| self.check(&grammar)));
         match checked.unwrap_or_else(|_| Err("its reader failed".to_owned())) {
             Ok(()) => {}
-            Err(reason) => return Err(format!("cannot be followed: {}", one_line(&reason))),
+            Err(reason) => return Err(cannot(&reason)),
         }
         let mut accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
         if accepted.len() == MAX_ACCEPTED {
@@ -119,6 +119,11 @@ fn tokens(special: &[String], num_ids: usize) -> TokEnv {
     words.push(marked("<|the end of the text|>"));
     let info = TokRxInfo::new(words.len() as u32, words.len() as u32 - 1);
     Arc::new(ApproximateTokEnv::new(TokTrie::from(&info, &words)))
+}
+
+/// Why something is not done, as the end of a sentence.
+pub(super) fn cannot(reason: &str) -> String {
+    format!("cannot be followed: {}", one_line(reason))
 }
 
 /// A reason as part of a sentence: one line, not longer than it must be.

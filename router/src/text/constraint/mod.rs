@@ -1,26 +1,21 @@
 //! What an answer must satisfy, in the forms in which clients say it.
 
 mod check;
+mod schema;
 #[cfg(test)]
 mod tests;
 
 use millstream_proto::Grammar;
-use serde_json::{Value, json};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 pub(super) use check::Checker;
-
-/// What white space may stand between the parts of a JSON document: a space, or new lines with an
-/// indentation. Without a bound, a model that has begun to indent may never stop.
-const WHITE_SPACE: &str = r"( |\n{1,2}[ \t]{0,20})";
-
-/// Where a schema says how its documents are written: llguidance's own key.
-const WRITING: &str = "x-guidance";
+pub(super) use schema::ESCAPES;
 
 /// A language that an answer must be in, from its first token to its last.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Constraint {
-    /// A JSON document that this JSON schema accepts.
+    /// A JSON document that this JSON schema accepts, in the words of [`Constraint::json_schema`].
     JsonSchema(Value),
     /// A text that this regular expression matches as a whole.
     Regex(String),
@@ -31,10 +26,17 @@ pub enum Constraint {
 }
 
 impl Constraint {
-    /// As the worker reads it: under one of llguidance's tags for grammars.
+    /// A document that satisfies `schema`, put into words that are followed to the letter; or why it
+    /// cannot be followed, in words that continue a sentence about the field that holds it.
+    pub fn json_schema(schema: &Value) -> Result<Constraint, String> {
+        let followed = schema::followed(schema);
+        followed.map(Constraint::JsonSchema).map_err(|reason| check::cannot(&reason))
+    }
+
+    /// As the worker reads it, under one of llguidance's tags for grammars.
     pub fn encode(&self) -> Grammar {
         let (kind, source) = match self {
-            Constraint::JsonSchema(schema) => ("json_schema", written(schema).to_string()),
+            Constraint::JsonSchema(schema) => ("json_schema", schema.to_string()),
             Constraint::Regex(regex) => ("regex", regex.clone()),
             Constraint::Choice(texts) => ("lark", choice(texts)),
             Constraint::Lark(lark) => ("lark", lark.clone()),
@@ -43,18 +45,6 @@ impl Constraint {
         let (digest, source) = (digest.finalize().to_vec(), source.into_bytes());
         Grammar { digest, kind: kind.into(), source }
     }
-}
-
-/// A schema that says how its documents are written.
-pub(super) fn written(schema: &Value) -> Value {
-    let mut schema = match schema {
-        Value::Bool(true) => json!({}),
-        schema => schema.clone(),
-    };
-    if let Value::Object(keys) = &mut schema {
-        keys.entry(WRITING).or_insert_with(|| json!({"whitespace_pattern": WHITE_SPACE}));
-    }
-    schema
 }
 
 /// Each text as a string of the grammar, quoted as in JSON.

@@ -2,6 +2,10 @@ use serde_json::json;
 
 use super::*;
 
+fn schema(schema: Value) -> Result<Constraint, String> {
+    Constraint::json_schema(&schema)
+}
+
 fn checker() -> Checker {
     Checker::new(vec!["<tool_call>".into(), "<|end|>".into()], 1000)
 }
@@ -10,9 +14,9 @@ fn checker() -> Checker {
 fn what_can_be_followed_is_accepted_once_and_again() {
     let checker = checker();
     for constraint in [
-        Constraint::JsonSchema(json!({"type": "object", "properties": {"a": {"type": "integer"}}})),
-        Constraint::JsonSchema(json!(true)),
-        Constraint::JsonSchema(json!({})),
+        schema(json!({"type": "object", "properties": {"a": {"type": "integer"}}})).unwrap(),
+        schema(json!(true)).unwrap(),
+        schema(json!({})).unwrap(),
         Constraint::Regex(r"\d{3}-\d{4}".into()),
         Constraint::Regex(String::new()),
         Constraint::Choice(vec!["a \"b\"\n".into(), "é".into()]),
@@ -29,20 +33,21 @@ fn what_can_be_followed_is_accepted_once_and_again() {
 fn what_cannot_be_followed_is_refused_in_one_line() {
     let checker = checker();
     for (constraint, part) in [
-        (Constraint::JsonSchema(json!({"type": "thing"})), "thing"),
-        (Constraint::JsonSchema(json!({"not": {"type": "string"}})), "not"),
-        (Constraint::JsonSchema(json!({"$ref": "https://example.com/a.json"})), "ref"),
-        (Constraint::JsonSchema(json!(false)), ""),
-        (Constraint::JsonSchema(json!([1])), ""),
-        (Constraint::Regex("(".into()), ""),
-        (Constraint::Regex(r"(a)\1".into()), ""),
-        (Constraint::Lark("start: <|unknown|>".into()), "unknown"),
-        (Constraint::Lark("start: <[5000]>".into()), "5000"),
-        (Constraint::Lark("start: other".into()), "other"),
-        (Constraint::Lark("start: start".into()), ""),
-        (Constraint::Lark(format!("start: \"{}\"", "a".repeat(300_000))), "262144"),
+        (schema(json!({"type": "thing"})), "thing"),
+        (schema(json!({"not": {"type": "string"}})), "not"),
+        (schema(json!({"$ref": "https://example.com/a.json"})), "ref"),
+        (schema(json!(false)), ""),
+        (schema(json!([1])), ""),
+        (Ok(Constraint::Regex("(".into())), ""),
+        (Ok(Constraint::Regex(r"(a)\1".into())), ""),
+        (Ok(Constraint::Lark("start: <|unknown|>".into())), "unknown"),
+        (Ok(Constraint::Lark("start: <[5000]>".into())), "5000"),
+        (Ok(Constraint::Lark("start: other".into())), "other"),
+        (Ok(Constraint::Lark("start: start".into())), ""),
+        (Ok(Constraint::Lark(format!("start: \"{}\"", "a".repeat(300_000)))), "262144"),
     ] {
-        let reason = checker.accept(&constraint).err().unwrap_or_else(|| panic!("{constraint:?}"));
+        let accepted = constraint.clone().and_then(|constraint| checker.accept(&constraint));
+        let reason = accepted.err().unwrap_or_else(|| panic!("{constraint:?}"));
         assert!(reason.contains(part) && !reason.contains('\n'), "{constraint:?}: {reason}");
         assert!(reason.len() < 600, "{reason}");
     }

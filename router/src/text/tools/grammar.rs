@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{CallRules, Tool, ToolFormat, harmony, hermes, llama3_json, mistral, qwen3_coder};
+use crate::text::constraint::ESCAPES;
 use crate::text::lark::{Lark, TokenId, nested, quoted};
 use crate::text::reasoning::{self, Opening, ReasoningFormat};
 use crate::text::{AnswerFormats, Constraint};
@@ -119,7 +120,7 @@ pub(super) fn json_schema(schema: Value, strict: bool) -> String {
     };
     let options = json!({
         "whitespace_flexible": false, "item_separator": ", ?", "key_separator": ": ?",
-        "lenient": !strict,
+        "lenient": !strict, "json_allowed_escapes": ESCAPES,
     });
     schema.insert("x-guidance".to_owned(), options);
     format!("%json {}", Value::Object(schema))

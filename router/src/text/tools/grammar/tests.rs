@@ -299,7 +299,7 @@ fn harmony_calls_come_after_any_analysis() {
 #[test]
 fn any_constraint_can_begin_behind_the_reasoning() {
     let constraints = [
-        (Constraint::JsonSchema(json!({"type": "integer"})), "12", "x"),
+        (Constraint::json_schema(&json!({"type": "integer"})).unwrap(), "12", "x"),
         (Constraint::Regex("a/b|c\\/d".into()), "c/d", "cd"),
         (Constraint::Choice(vec!["yes".into(), "n\"o".into()]), "n\"o", "no"),
         // The rules of either grammar may have the names of the other.
@@ -353,7 +353,7 @@ fn content_beside_calls_can_be_constrained_too() {
     let offered = tools();
     let rules = CallRules { tools: &offered, required: false, parallel: true };
     let formats = AnswerFormats { tools: Some(ToolFormat::Hermes), reasoning: None };
-    let content = Constraint::JsonSchema(json!({"type": "integer"}));
+    let content = Constraint::json_schema(&json!({"type": "integer"})).unwrap();
     let grammar = call_grammar(formats, Opening::Before, rules, Some(&content), &|_| None);
     for (text, expected) in [("12", true), (HERMES, true), ("x", false)] {
         assert_eq!(Vocabulary::Bytes.accepts(&grammar, text), expected, "{text}");
