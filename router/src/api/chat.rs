@@ -30,9 +30,8 @@ pub(crate) struct Conversation {
 }
 
 impl ChatRequest {
-    pub(crate) fn read(body: &[u8], rules: &Rules<'_>) -> Result<ChatRequest, ApiError> {
-        let mut fields = Fields::parse(body)?;
-        let mut options = Options::read(&mut fields, rules)?;
+    pub(crate) fn read(fields: &mut Fields, rules: &Rules<'_>) -> Result<ChatRequest, ApiError> {
+        let mut options = Options::read(fields, rules)?;
         if fields.flag("echo", false)? {
             return Err(ApiError::Unsupported { field: "echo", value: "true".into() });
         }
@@ -45,12 +44,12 @@ impl ChatRequest {
         }
         options.sampling.logprobs = logprobs;
         options.sampling.top_logprobs = top_logprobs as u32;
-        let (tools, shown) = ToolRequest::read(&mut fields, rules.formats)?;
+        let (tools, shown) = ToolRequest::read(fields, rules.formats)?;
         if options.ignore_eos && tools.holds_calls(false) {
             let rule = "(true) cannot be used together with calls that a grammar holds to a form";
             return Err(ApiError::field("ignore_eos", rule));
         }
-        let conversation = Conversation::read(&mut fields, shown)?;
+        let conversation = Conversation::read(fields, shown)?;
         Ok(ChatRequest { options, conversation, tools })
     }
 }

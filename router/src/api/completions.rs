@@ -45,15 +45,17 @@ impl CompletionRequest {
     /// Tokens generated where the request does not say; OpenAI's number.
     pub(crate) const DEFAULT_MAX_TOKENS: u32 = 16;
 
-    pub(crate) fn read(body: &[u8], rules: &Rules<'_>) -> Result<CompletionRequest, ApiError> {
-        let mut fields = Fields::parse(body)?;
+    pub(crate) fn read(
+        fields: &mut Fields,
+        rules: &Rules<'_>,
+    ) -> Result<CompletionRequest, ApiError> {
         let rules = &Rules { least_max_tokens: 0, ..*rules };
         let best_of = fields.integer("best_of", 1..=rules.limits.max_choices as i64)?;
-        let mut options = Options::read(&mut fields, rules)?;
+        let mut options = Options::read(fields, rules)?;
         let num_returned = options.num_choices;
         options.num_choices = best_of.map_or(num_returned, |best_of| best_of as u32);
         check_best_of(&options, num_returned)?;
-        refuse_tools(&mut fields)?;
+        refuse_tools(fields)?;
         let logprobs = fields.integer("logprobs", 0..=rules.limits.max_top_logprobs as i64)?;
         options.sampling.logprobs = logprobs.is_some();
         options.sampling.top_logprobs = logprobs.unwrap_or(0) as u32;
@@ -64,7 +66,7 @@ impl CompletionRequest {
         {
             return Err(ApiError::field(field, "(0) needs echo: true, or nothing is left to say"));
         }
-        let prompts = Prompts::read(&mut fields, rules)?;
+        let prompts = Prompts::read(fields, rules)?;
         Ok(CompletionRequest { options, prompts, echo, num_returned })
     }
 }

@@ -13,6 +13,7 @@ use tower::Layer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::REQUEST_ID;
+use super::ignored::IGNORED_FIELDS;
 
 /// How long a browser may keep the answer to a preflight.
 const MAX_AGE: Duration = Duration::from_secs(600);
@@ -76,7 +77,7 @@ fn layer(allowed: &[Origin]) -> CorsLayer {
         .allow_methods([Method::GET, Method::POST])
         // A wildcard would leave out `Authorization`, and clients add headers of their own.
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([REQUEST_ID.clone(), header::RETRY_AFTER])
+        .expose_headers([REQUEST_ID.clone(), IGNORED_FIELDS.clone(), header::RETRY_AFTER])
         .max_age(MAX_AGE)
 }
 

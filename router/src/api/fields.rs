@@ -2,7 +2,7 @@
 //!
 //! A field is looked up by name, its value moved out; `null` counts as absent. An error names the
 //! field, the rule and a short form of the value. Unknown fields are left alone, as clients of
-//! every server send some.
+//! every server send some; an answer names them ([`super::ignored`]).
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -15,11 +15,24 @@ use super::error::ApiError;
 const MAX_SHOWN: usize = 40;
 
 /// The fields of an object that have not been read yet.
-pub(crate) struct Fields(Map<String, Value>);
+pub(crate) struct Fields {
+    unread: Map<String, Value>,
+    /// What stands before their names, where they are inside of a field.
+    prefix: &'static str,
+    /// Objects inside of them that have been read as far as they will be.
+    inner: Vec<Fields>,
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Every field that was looked up on this thread.
+    pub(crate) static ASKED: std::cell::RefCell<std::collections::BTreeSet<String>> =
+        const { std::cell::RefCell::new(std::collections::BTreeSet::new()) };
+}
 
 impl From<Map<String, Value>> for Fields {
     fn from(fields: Map<String, Value>) -> Fields {
-        Fields(fields)
+        Fields::inside("", fields)
     }
 }
 
@@ -27,7 +40,7 @@ impl Fields {
     /// Parses a body. The depth is bounded by serde_json, at 128 levels.
     pub(crate) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
         match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => Ok(Fields(fields)),
+            Ok(Value::Object(fields)) => Ok(fields.into()),
             Ok(other) => Err(ApiError::Invalid {
                 param: String::new(),
                 message: format!("the request body must be a JSON object, not {}", shown(&other)),
@@ -36,14 +49,33 @@ impl Fields {
         }
     }
 
+    /// The fields inside of another one, which `prefix` names.
+    pub(crate) fn inside(prefix: &'static str, fields: Map<String, Value>) -> Fields {
+        Fields { unread: fields, prefix, inner: Vec::new() }
+    }
+
+    /// Keeps an object from inside of these fields, for what was not read of it.
+    pub(crate) fn keep(&mut self, inner: Fields) {
+        self.inner.push(inner);
+    }
+
+    /// The names of what nothing has asked for, in no particular order; `null` is nothing.
+    pub(crate) fn ignored(&self) -> Box<dyn Iterator<Item = String> + '_> {
+        let unread = self.unread.iter().filter(|(_, value)| !value.is_null());
+        let unread = unread.map(|(name, _)| format!("{}{name}", self.prefix));
+        Box::new(unread.chain(self.inner.iter().flat_map(Fields::ignored)))
+    }
+
     /// Whether a field is given.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.0.get(name).is_some_and(|value| !value.is_null())
+        self.unread.get(name).is_some_and(|value| !value.is_null())
     }
 
     pub(crate) fn value(&mut self, name: &str) -> Option<Value> {
+        #[cfg(test)]
+        ASKED.with_borrow_mut(|asked| asked.insert(format!("{}{name}", self.prefix)));
         // Order does not matter to a reader by name.
-        self.0.swap_remove(name).filter(|value| !value.is_null())
+        self.unread.swap_remove(name).filter(|value| !value.is_null())
     }
 
     pub(crate) fn bool(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
@@ -202,7 +234,7 @@ mod tests {
     #[test]
     fn a_positive_number_is_above_zero_in_either_precision() {
         let read = |value: Value| {
-            let mut fields = Fields(Map::from_iter([("x".to_owned(), value)]));
+            let mut fields = Fields::from(Map::from_iter([("x".to_owned(), value)]));
             fields.positive("x", 2.0)
         };
         assert_eq!(read(json!(null)), Ok(None));
@@ -219,7 +251,7 @@ mod tests {
     #[test]
     fn integers_are_whole_and_within_the_range() {
         let read = |value: Value| {
-            let mut fields = Fields(Map::from_iter([("x".to_owned(), value)]));
+            let mut fields = Fields::from(Map::from_iter([("x".to_owned(), value)]));
             fields.integer("x", 0..=10)
         };
         assert_eq!(read(json!(null)), Ok(None));

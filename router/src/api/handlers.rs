@@ -25,7 +25,8 @@ use super::completions::{CompletionRequest, EncodedPrompt};
 use super::constraints::Asked;
 use super::drain::InFlight;
 use super::error::{ApiError, Overloaded};
-use super::fields::quoted;
+use super::fields::{Fields, quoted};
+use super::ignored::Ignored;
 use super::options::Options;
 use super::stream::{EventStream, OpenAiEvents, StreamPlan, WriteEvents, failure};
 use super::unix_time;
@@ -72,7 +73,8 @@ pub(crate) async fn chat(
     request: Request,
 ) -> Result<Response, ApiError> {
     let received = app.receive(request).await?;
-    app.chat(received).await
+    let fields = Fields::parse(&received.body)?;
+    app.chat(received, fields).await
 }
 
 pub(crate) async fn completions(
@@ -80,13 +82,20 @@ pub(crate) async fn completions(
     request: Request,
 ) -> Result<Response, ApiError> {
     let received = app.receive(request).await?;
-    app.completions(received).await
+    let fields = Fields::parse(&received.body)?;
+    app.completions(received, fields).await
 }
 
 impl App {
-    pub(super) async fn chat(&self, received: Received) -> Result<Response, ApiError> {
+    /// Answers a chat; the fields are those of the body.
+    pub(super) async fn chat(
+        &self,
+        received: Received,
+        mut fields: Fields,
+    ) -> Result<Response, ApiError> {
         let ChatRequest { mut options, conversation, tools } =
-            ChatRequest::read(&received.body, &self.rules(&received.info))?;
+            ChatRequest::read(&mut fields, &self.rules(&received.info))?;
+        let ignored = Ignored::of(&fields);
         let places = self.admit("n", options.num_choices, 1)?;
         let (tokens, opening) = self.encode(move |text| conversation.encode(text)).await??;
         let form = tools.prepare(&self.text, opening, &mut options.constraint);
@@ -94,18 +103,24 @@ impl App {
         let num_returned = options.num_choices;
         let (shape, field) = (Shape::Chat, "messages");
         let encoded = Encoded { shape, field, prompts, num_returned, form };
-        self.answer(received, options, places, encoded).await
+        Ok(ignored.name_in(self.answer(received, options, places, encoded).await?))
     }
 
-    pub(super) async fn completions(&self, received: Received) -> Result<Response, ApiError> {
+    /// Answers a plain completion; the fields are those of the body.
+    pub(super) async fn completions(
+        &self,
+        received: Received,
+        mut fields: Fields,
+    ) -> Result<Response, ApiError> {
         let CompletionRequest { options, prompts, echo, num_returned } =
-            CompletionRequest::read(&received.body, &self.rules(&received.info))?;
+            CompletionRequest::read(&mut fields, &self.rules(&received.info))?;
+        let ignored = Ignored::of(&fields);
         let field = if options.num_choices == num_returned { "n" } else { "best_of" };
         let places = self.admit(field, options.num_choices, prompts.len())?;
         let prompts = self.encode(move |text| prompts.encode(text, echo)).await??;
         let (shape, field) = (Shape::Completion, "prompt");
         let encoded = Encoded { shape, field, prompts, num_returned, form: None };
-        self.answer(received, options, places, encoded).await
+        Ok(ignored.name_in(self.answer(received, options, places, encoded).await?))
     }
 
     /// Takes in a request for a generation.

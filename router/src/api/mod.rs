@@ -21,6 +21,7 @@ pub(crate) mod error;
 mod fields;
 mod handlers;
 pub(crate) mod health;
+mod ignored;
 pub(crate) mod listen;
 mod messages;
 mod options;

@@ -19,7 +19,8 @@ use super::chat::ChatRequest;
 use super::error::ApiError;
 use super::fields::{Fields, must_be};
 use super::handlers::{DefaultTokens, Received, gather, random_seed};
-use super::options::Options;
+use super::ignored::Ignored;
+use super::options::{Options, Rules};
 use super::tgi::{Form, GenerateRequest, TgiError};
 use crate::generate::{Generation, Places, Prompt};
 
@@ -53,11 +54,12 @@ pub(crate) async fn invoke(
     request: Request,
 ) -> Result<Response, TgiError> {
     let received = app.receive(request).await?;
-    match Kind::of(&Fields::parse(&received.body)?) {
-        Kind::Instances => Ok(app.predict(received).await?),
-        Kind::Inputs => Ok(app.generate(received, Form::Compat).await?),
-        Kind::Messages => Ok(app.chat(received).await.into_response()),
-        Kind::Prompt => Ok(app.completions(received).await.into_response()),
+    let fields = Fields::parse(&received.body)?;
+    match Kind::of(&fields) {
+        Kind::Instances => Ok(app.predict(received, fields).await?),
+        Kind::Inputs => Ok(app.generate(received, fields, Form::Compat).await?),
+        Kind::Messages => Ok(app.chat(received, fields).await.into_response()),
+        Kind::Prompt => Ok(app.completions(received, fields).await.into_response()),
         Kind::Unknown => {
             let rule = "(or prompt, messages or instances) must be given";
             Err(ApiError::field("inputs", rule).into())
@@ -72,20 +74,9 @@ enum Instance {
 }
 
 impl Instance {
-    /// `parameters` are those of instances that have none of their own.
-    fn read(
-        app: &App,
-        info: &WorkerInfo,
-        instance: Value,
-        parameters: Option<&Value>,
-    ) -> Result<Instance, ApiError> {
-        let Value::Object(mut fields) = instance else {
-            return Err(must_be("instances", "a list of objects", &instance));
-        };
-        let rules = app.rules(info);
-        if fields.contains_key("messages") {
-            let body = Value::Object(fields).to_string();
-            let chat = ChatRequest::read(body.as_bytes(), &rules)?;
+    fn read(fields: &mut Fields, rules: &Rules<'_>) -> Result<Instance, ApiError> {
+        if fields.has("messages") {
+            let chat = ChatRequest::read(fields, rules)?;
             refuse_stream(chat.options.stream)?;
             if chat.tools.offers_calls() {
                 let rule = "cannot be called in an instance, whose prediction is a text; use \
@@ -94,11 +85,8 @@ impl Instance {
             }
             return Ok(Instance::Chat(chat));
         }
-        refuse_stream(fields.get("stream").is_some_and(|stream| *stream == true))?;
-        if let (false, Some(parameters)) = (fields.contains_key("parameters"), parameters) {
-            fields.insert("parameters".into(), parameters.clone());
-        }
-        Ok(Instance::Inputs(GenerateRequest::read(fields.into(), &rules, Form::Object)?))
+        refuse_stream(fields.value("stream").is_some_and(|stream| stream == true))?;
+        Ok(Instance::Inputs(GenerateRequest::read(fields, rules, Form::Object)?))
     }
 
     fn options(&self) -> &Options {
@@ -118,13 +106,10 @@ fn refuse_stream(stream: bool) -> Result<(), ApiError> {
 
 impl App {
     /// Answers Vertex AI's form: one text for each instance.
-    async fn predict(&self, received: Received) -> Result<Response, ApiError> {
-        let Received { body, info, in_flight: _in_flight, .. } = received;
-        let mut fields = Fields::parse(&body)?;
-        let parameters = fields.object("parameters")?.map(Value::Object);
-        let instances = read_instances(&mut fields, self.limits.max_client_batch_size)?;
-        let read = |instance| Instance::read(self, &info, instance, parameters.as_ref());
-        let instances = instances.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    async fn predict(&self, received: Received, mut fields: Fields) -> Result<Response, ApiError> {
+        let Received { info, in_flight: _in_flight, .. } = received;
+        let instances = read_instances(&mut fields, &self.rules(&info))?;
+        let ignored = Ignored::of(&fields);
         let count = |instance: &Instance| instance.options().num_choices as usize;
         let total: usize = instances.iter().map(count).sum();
         let limit = self.limits.max_concurrent_requests;
@@ -146,7 +131,7 @@ impl App {
                 None => choice.text,
             }));
         }
-        Ok(Json(json!({"predictions": predictions})).into_response())
+        Ok(ignored.name_in(Json(json!({"predictions": predictions})).into_response()))
     }
 
     async fn start_instance(
@@ -185,13 +170,30 @@ struct Running {
     form: Option<AnswerForm>,
 }
 
-fn read_instances(fields: &mut Fields, max: usize) -> Result<Vec<Value>, ApiError> {
-    match fields.value("instances") {
-        Some(Value::Array(instances)) if (1..=max).contains(&instances.len()) => Ok(instances),
+/// Reads the instances. `parameters` beside them are those of instances that have none.
+fn read_instances(fields: &mut Fields, rules: &Rules<'_>) -> Result<Vec<Instance>, ApiError> {
+    let parameters = fields.object("parameters")?;
+    let max = rules.limits.max_client_batch_size;
+    let instances = match fields.value("instances") {
+        Some(Value::Array(instances)) if (1..=max).contains(&instances.len()) => instances,
         Some(Value::Array(instances)) => {
             let rule = format!("must hold 1 to {max} instances, not {}", instances.len());
-            Err(ApiError::field("instances", rule))
+            return Err(ApiError::field("instances", rule));
         }
-        other => Err(must_be("instances", "a list of objects", &other.unwrap_or_default())),
-    }
+        other => return Err(must_be("instances", "a list of objects", &other.unwrap_or_default())),
+    };
+    let mut read = |instance| {
+        let Value::Object(mut instance) = instance else {
+            return Err(must_be("instances", "a list of objects", &instance));
+        };
+        if let (true, Some(parameters)) = (instance.contains_key("inputs"), &parameters) {
+            let own = instance.entry("parameters");
+            own.or_insert_with(|| Value::Object(parameters.clone()));
+        }
+        let mut instance = Fields::from(instance);
+        let request = Instance::read(&mut instance, rules)?;
+        fields.keep(instance);
+        Ok(request)
+    };
+    instances.into_iter().map(&mut read).collect()
 }

@@ -19,6 +19,7 @@ use crate::api::best_of::best_first;
 use crate::api::error::ApiError;
 use crate::api::fields::Fields;
 use crate::api::handlers::{DefaultTokens, Received, gather, json_answer, random_seed, streamed};
+use crate::api::ignored::Ignored;
 use crate::api::stream::EventStream;
 use crate::generate::{Generation, Places, Prompt};
 use crate::text::TextModel;
@@ -84,17 +85,20 @@ impl App {
         form: Form,
     ) -> Result<Response, TgiError> {
         let received = self.receive(request).await?;
-        Ok(self.generate(received, form).await?)
+        let fields = Fields::parse(&received.body)?;
+        Ok(self.generate(received, fields, form).await?)
     }
 
-    /// Answers a request of TGI's API.
+    /// Answers a request of TGI's API; the fields are those of the body.
     pub(in crate::api) async fn generate(
         &self,
         received: Received,
+        mut fields: Fields,
         form: Form,
     ) -> Result<Response, ApiError> {
-        let Received { body, info, in_flight, arrived } = received;
-        let request = GenerateRequest::read(Fields::parse(&body)?, &self.rules(&info), form)?;
+        let Received { info, in_flight, arrived, .. } = received;
+        let request = GenerateRequest::read(&mut fields, &self.rules(&info), form)?;
+        let ignored = Ignored::of(&fields);
         let stream = request.options.stream;
         let places = self.admit("best_of", request.options.num_choices, 1)?;
         let (generation, plan) = self.start(&info, request, places).await?;
@@ -105,7 +109,7 @@ impl App {
             let events = EventStream::new(generation, events, self.keep_alive, in_flight);
             let mut response = streamed(events);
             self.compute_headers(response.headers_mut(), num_characters);
-            return Ok(response);
+            return Ok(ignored.name_in(response));
         }
         let choices = best_first(gather(generation, plan.echoes()).await?);
         let answer = response(&self.text, &plan, &choices);
@@ -118,7 +122,7 @@ impl App {
         if let Some(finish) = &choices[0].finish {
             timing_headers(response.headers_mut(), clock, &plan, finish);
         }
-        Ok(response)
+        Ok(ignored.name_in(response))
     }
 
     /// Encodes the prompt and hands it to the engine.

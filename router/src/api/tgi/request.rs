@@ -63,11 +63,11 @@ pub(crate) struct GenerateRequest {
 
 impl GenerateRequest {
     pub(crate) fn read(
-        mut fields: Fields,
+        fields: &mut Fields,
         rules: &Rules<'_>,
         form: Form,
     ) -> Result<GenerateRequest, ApiError> {
-        let inputs = read_inputs(&mut fields)?;
+        let inputs = read_inputs(fields)?;
         let stream = match form {
             Form::Object => false,
             Form::Stream => true,
@@ -75,7 +75,7 @@ impl GenerateRequest {
         };
         let given = fields.object("parameters")?;
         let samples_by_default = given.is_none();
-        let mut parameters = Fields::from(given.unwrap_or_default());
+        let mut parameters = Fields::inside("parameters.", given.unwrap_or_default());
         refuse_unsupported(&mut parameters)?;
         let details = parameters.flag("details", false)?;
         let mut sampling = read_tgi_sampling(&mut parameters, rules, samples_by_default)?;
@@ -108,13 +108,9 @@ impl GenerateRequest {
             return_token_ids: false,
         };
         let truncate = read_truncate(&mut parameters)?;
-        Ok(GenerateRequest {
-            inputs,
-            options,
-            details,
-            return_full_text: parameters.flag("return_full_text", form == Form::Compat)?,
-            truncate,
-        })
+        let return_full_text = parameters.flag("return_full_text", form == Form::Compat)?;
+        fields.keep(parameters);
+        Ok(GenerateRequest { inputs, options, details, return_full_text, truncate })
     }
 }
 

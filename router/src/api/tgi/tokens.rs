@@ -77,7 +77,8 @@ impl App {
     async fn spans(&self, mut fields: Fields) -> Result<Response, ApiError> {
         let inputs = read_inputs(&mut fields)?;
         let add_special_tokens = fields.flag("add_special_tokens", true)?;
-        let mut parameters = Fields::from(fields.object("parameters")?.unwrap_or_default());
+        let parameters = fields.object("parameters")?.unwrap_or_default();
+        let mut parameters = Fields::inside("parameters.", parameters);
         let truncate = read_truncate(&mut parameters)?.unwrap_or(usize::MAX);
         let encode =
             move |text: &TextModel| (text.encode_spans(&inputs, add_special_tokens), inputs);
