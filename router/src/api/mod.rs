@@ -24,6 +24,7 @@ pub(crate) mod health;
 mod ignored;
 pub(crate) mod listen;
 mod messages;
+mod openapi;
 mod options;
 mod platforms;
 mod sampling;
@@ -83,10 +84,24 @@ const PATHS: &[&str] = &[
     "/chat_tokenize",
     INVOCATIONS,
     VERTEX,
+    openapi::DOCUMENT,
+    openapi::TGI_DOCUMENT,
+    openapi::PAGE,
 ];
 
-/// The paths that ask for no key: probes and scrapers have none. `GET /` is one of them too.
-const PUBLIC: &[&str] = &["/health", "/live", "/ready", "/metrics", "/ping", "/info"];
+/// The paths that ask for no key: probes, scrapers and readers of the document have none. `GET /`
+/// is one of them too.
+const PUBLIC: &[&str] = &[
+    "/health",
+    "/live",
+    "/ready",
+    "/metrics",
+    "/ping",
+    "/info",
+    openapi::DOCUMENT,
+    openapi::TGI_DOCUMENT,
+    openapi::PAGE,
+];
 
 /// The paths that generate text, where they are posted to.
 const GENERATING: &[&str] =
@@ -206,7 +221,8 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/detokenize", post(tgi::detokenize))
         .route("/chat_tokenize", post(tgi::chat_tokenize))
         .route(INVOCATIONS, post(platforms::invoke))
-        .route(VERTEX, post(platforms::invoke));
+        .route(VERTEX, post(platforms::invoke))
+        .merge(openapi::routes(&app));
     let Deployment { predict_route, health_route, .. } = &app.deployment;
     // A path that is there already does what it does.
     if let Some(path) = predict_route.as_deref().filter(|path| !PATHS.contains(path)) {

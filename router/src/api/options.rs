@@ -245,6 +245,11 @@ const UNSUPPORTED: &[(&str, IsNeutral)] = &[
     ("tool_prompt", never),
 ];
 
+/// The names of these fields.
+pub(super) fn unsupported() -> impl Iterator<Item = &'static str> {
+    UNSUPPORTED.iter().map(|(field, _)| *field)
+}
+
 fn never(_: &Value) -> bool {
     false
 }

@@ -11,7 +11,7 @@ const QWEN: &str = "{% if tools %}{{ tools | tojson }}\n{# <tool_call> arguments
                     {% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
                     assistant: {% if enable_thinking %}<think>\n{% endif %}";
 
-const CALL: &str = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Köln\"}}\n\
+pub(super) const CALL: &str = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Köln\"}}\n\
                     </tool_call>";
 const SECOND: &str = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
 
@@ -25,13 +25,13 @@ async fn start_qwen() -> (Server, ScriptedEngine) {
 }
 
 /// A server whose model always says this.
-async fn saying(text: &'static str) -> Server {
+pub(super) async fn saying(text: &'static str) -> Server {
     let (server, engine) = start_qwen().await;
     tokio::spawn(engine.answer_all(move |_| text.into()));
     server
 }
 
-fn tools() -> Value {
+pub(super) fn tools() -> Value {
     let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}});
     json!([
         {"type": "function", "function": {"name": "weather", "parameters": parameters}},

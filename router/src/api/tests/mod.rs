@@ -4,6 +4,7 @@ mod answers;
 mod calls;
 mod constraints;
 mod cors;
+mod openapi;
 mod platforms;
 mod server;
 mod streams;

@@ -18,7 +18,7 @@ fn request(method: Method, path: &str) -> Request<Full<Bytes>> {
 }
 
 #[tokio::test]
-async fn every_route_but_health_and_metrics_asks_for_the_key() {
+async fn every_route_but_health_metrics_and_the_document_asks_for_the_key() {
     let server =
         start_answering(|config| config.api_key = Some("k-1".into()), |_| "a".into()).await;
     let unknown = ["/v1", "/v1/models/demo", "/v1/none", "/health/", "/HEALTH", "//health"];
@@ -36,7 +36,11 @@ async fn every_route_but_health_and_metrics_asks_for_the_key() {
             assert!(*code == "authentication" || *code == "invalid_api_key", "{path}: {body}");
         }
     }
-    assert_eq!(PUBLIC, ["/health", "/live", "/ready", "/metrics", "/ping", "/info"]);
+    let probes = ["/health", "/live", "/ready", "/metrics", "/ping", "/info"];
+    assert_eq!(
+        PUBLIC,
+        [&probes[..], &["/openapi.json", "/api-doc/openapi.json", "/docs"]].concat()
+    );
 }
 
 #[tokio::test]
