@@ -250,7 +250,7 @@ async fn what_a_grammar_cannot_hold_is_refused_before_anything_is_said() {
     let mut impossible = strict.clone();
     impossible[0]["function"]["parameters"] = json!({"not": {"type": "object"}});
     for (fields, param, part) in [
-        (json!({"tools": impossible}), "tools", "cannot be followed"),
+        (json!({"tools": impossible}), "tools[0].function.parameters", "cannot be followed"),
         (json!({"tools": strict, "ignore_eos": true}), "ignore_eos", "a grammar holds"),
     ] {
         let answer = server.post(CHAT, &chat(fields.clone())).await;

@@ -2,8 +2,8 @@ use serde_json::json;
 
 use super::*;
 
-fn schema(schema: Value) -> Result<Constraint, String> {
-    Constraint::json_schema(&schema)
+fn schema(schema: &Value) -> Result<Constraint, String> {
+    Constraint::json_schema(schema)
 }
 
 fn checker() -> Checker {
@@ -14,9 +14,9 @@ fn checker() -> Checker {
 fn what_can_be_followed_is_accepted_once_and_again() {
     let checker = checker();
     for constraint in [
-        schema(json!({"type": "object", "properties": {"a": {"type": "integer"}}})).unwrap(),
-        schema(json!(true)).unwrap(),
-        schema(json!({})).unwrap(),
+        schema(&json!({"type": "object", "properties": {"a": {"type": "integer"}}})).unwrap(),
+        schema(&json!(true)).unwrap(),
+        schema(&json!({})).unwrap(),
         Constraint::Regex(r"\d{3}-\d{4}".into()),
         Constraint::Regex(String::new()),
         Constraint::Choice(vec!["a \"b\"\n".into(), "é".into()]),
@@ -33,11 +33,11 @@ fn what_can_be_followed_is_accepted_once_and_again() {
 fn what_cannot_be_followed_is_refused_in_one_line() {
     let checker = checker();
     for (constraint, part) in [
-        (schema(json!({"type": "thing"})), "thing"),
-        (schema(json!({"not": {"type": "string"}})), "not"),
-        (schema(json!({"$ref": "https://example.com/a.json"})), "ref"),
-        (schema(json!(false)), ""),
-        (schema(json!([1])), ""),
+        (schema(&json!({"type": "thing"})), "thing"),
+        (schema(&json!({"not": {"type": "string"}})), "not"),
+        (schema(&json!({"$ref": "https://example.com/a.json"})), "ref"),
+        (schema(&json!(false)), ""),
+        (schema(&json!([1])), ""),
         (Ok(Constraint::Regex("(".into())), ""),
         (Ok(Constraint::Regex(r"(a)\1".into())), ""),
         (Ok(Constraint::Lark("start: <|unknown|>".into())), "unknown"),
