@@ -145,16 +145,8 @@ impl ChunkWriter {
         };
         let mut head = BytesMut::from("data: ");
         write_envelope(&mut head, envelope, object);
-        ChunkWriter {
-            shape: envelope.shape,
-            text,
-            logprobs: false,
-            top_logprobs: false,
-            stop_token_ids: Vec::new(),
-            token_ids: None,
-            head: head.to_vec(),
-            tail: if include_usage { b"],\"usage\":null}\n\n" } else { b"]}\n\n" },
-        }
+        let tail: &[u8] = if include_usage { b"],\"usage\":null}\n\n" } else { b"]}\n\n" };
+        Self::new(envelope.shape, text, &head, tail)
     }
 
     /// For a whole answer.
@@ -165,15 +157,19 @@ impl ChunkWriter {
         };
         let mut head = BytesMut::new();
         write_envelope(&mut head, envelope, object);
+        Self::new(envelope.shape, text, &head, b"}")
+    }
+
+    fn new(shape: Shape, text: Arc<TextModel>, head: &[u8], tail: &'static [u8]) -> Self {
         ChunkWriter {
-            shape: envelope.shape,
+            shape,
             text,
             logprobs: false,
             top_logprobs: false,
             stop_token_ids: Vec::new(),
             token_ids: None,
             head: head.to_vec(),
-            tail: b"}",
+            tail,
         }
     }
 
