@@ -54,6 +54,14 @@ pub enum LoadError {
         /// The shape in the checkpoint.
         found: Vec<usize>,
     },
+    /// The cache is not made of such blocks.
+    #[error("block_size: expected a multiple of {multiple_of} above 0, found {block_size}")]
+    BlockSize {
+        /// What was asked for.
+        block_size: usize,
+        /// The positions that the cache holds together.
+        multiple_of: usize,
+    },
     /// The cache would not hold a single sequence.
     #[error(
         "not enough memory for the KV cache: {free_mib} MiB free, one sequence of \

@@ -282,8 +282,9 @@ impl Bench {
             self.line(&name, (6 * 1024 * tokens, 0), |_| {
                 black_box(embedding(Table::Stored(&table), &ids)).expect("embedding");
             });
-            let cache = random(&[64, 8, 16, 128])?.to_dtype(DType::BF16)?;
-            let (cache_k, cache_v) = (cache.copy()?, cache);
+            let shape = [64, 8, 16, 128];
+            let (cache_k, cache_v) =
+                (kv_cache::zeros(shape, DType::BF16)?, kv_cache::zeros(shape, DType::BF16)?);
             let k = random(&[tokens, 8, 128])?;
             let name = format!("kv_cache::write T={tokens} K=8 D=128 BF16");
             self.line(&name, (12 * 1024 * tokens, 0), |_| {

@@ -12,6 +12,8 @@ pub(crate) trait Element: Copy + Send + Sync {
     const DTYPE: DType;
     /// Zero.
     const ZERO: Self;
+    /// Elements of a step of attention: see [`crate::kv_cache`].
+    const STEP: usize;
 
     /// The elements of a storage of this type.
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
@@ -29,6 +31,7 @@ pub(crate) trait Element: Copy + Send + Sync {
 impl Element for f32 {
     const DTYPE: DType = DType::F32;
     const ZERO: f32 = 0.0;
+    const STEP: usize = 1;
 
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [f32]> {
         match storage {
@@ -46,6 +49,7 @@ impl Element for f32 {
         to.copy_from_slice(from);
     }
 
+    #[inline(always)]
     fn narrow(from: &[f32], to: &mut [f32]) {
         to.copy_from_slice(from);
     }
@@ -54,6 +58,7 @@ impl Element for f32 {
 impl Element for f16 {
     const DTYPE: DType = DType::F16;
     const ZERO: f16 = f16::ZERO;
+    const STEP: usize = 1;
 
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [f16]> {
         match storage {
@@ -71,6 +76,7 @@ impl Element for f16 {
         from.convert_to_f32_slice(to);
     }
 
+    #[inline(always)]
     fn narrow(from: &[f32], to: &mut [f16]) {
         to.convert_from_f32_slice(from);
     }
@@ -79,6 +85,7 @@ impl Element for f16 {
 impl Element for bf16 {
     const DTYPE: DType = DType::BF16;
     const ZERO: bf16 = bf16::ZERO;
+    const STEP: usize = 2;
 
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [bf16]> {
         match storage {
@@ -96,6 +103,7 @@ impl Element for bf16 {
         from.convert_to_f32_slice(to);
     }
 
+    #[inline(always)]
     fn narrow(from: &[f32], to: &mut [bf16]) {
         to.convert_from_f32_slice(from);
     }

@@ -90,6 +90,12 @@ impl<'a, T> Disjoint<'a, T> {
         self.len
     }
 
+    /// Where element `at` is, which may be none.
+    #[inline(always)]
+    pub(crate) fn address(&self, at: usize) -> *const T {
+        self.start.wrapping_add(at)
+    }
+
     /// The elements `range`, which must be among these.
     ///
     /// # Safety

@@ -1,7 +1,6 @@
 //! The paged KV cache: how large it may be, and its memory.
 //!
-//! Every layer has one K and one V tensor `[N, K, B, D]`: block, KV head, offset in the block,
-//! head. Layers of the same shape and window form a group, whose layers share block numbers. The
+//! Every layer has one K and one V tensor, laid out as [`kv_cache`] says. Layers of the same shape and window form a group, whose layers share block numbers. The
 //! memory is claimed as zeros that the system hands out page by page when they are first written,
 //! so a generous cache costs what is used of it.
 //!
@@ -53,9 +52,7 @@ pub(crate) struct KvCache {
 pub(crate) struct LayerCache {
     /// Index of the group whose block tables and slot mapping apply.
     pub(crate) group: usize,
-    /// `[N, K, B, D]`.
     pub(crate) k: Tensor,
-    /// `[N, K, B, D]`.
     pub(crate) v: Tensor,
 }
 
@@ -87,7 +84,10 @@ impl CachePlan {
         memory: u64,
     ) -> Result<Self, LoadError> {
         let mut max_model_len = max_model_len(spec, options)?;
-        let block_size = options.block_size.max(1) as usize;
+        let block_size = options.block_size as usize;
+        if block_size == 0 || !block_size.is_multiple_of(kv_cache::GROUP) {
+            return Err(LoadError::BlockSize { block_size, multiple_of: kv_cache::GROUP });
+        }
         let (groups, num_blocks) = (spec.cache_groups(), Vec::new());
         let mut plan = Self { groups, dtype, block_size, num_blocks, max_model_len };
         let sizes = |plan: &Self, len| -> Vec<Size> {
@@ -127,8 +127,8 @@ impl CachePlan {
 
     /// Bytes that a token's keys and values take in all layers of a group.
     pub(crate) fn bytes_per_token(&self, group: &CacheGroup) -> u64 {
-        let values = 2 * group.kv_heads * group.head_dim * group.layers.len();
-        (values * self.dtype.size_in_bytes()) as u64
+        let head = kv_cache::stored_size(group.head_dim) * self.dtype.size_in_bytes();
+        (2 * group.kv_heads * head * group.layers.len()) as u64
     }
 
     /// Claims the memory.
@@ -318,6 +318,17 @@ mod tests {
         }
         let error = plan(&unsaid, 7 * PER_BLOCK).unwrap_err().to_string();
         assert!(error.contains("one sequence of 320 tokens needs"), "{error}");
+    }
+
+    #[test]
+    fn blocks_that_the_cache_cannot_be_made_of_are_refused() {
+        for block_size in [0, 8, 24] {
+            let error = plan(&LoadOptions { block_size, ..options(100) }, 1 << 40).unwrap_err();
+            let expected =
+                format!("block_size: expected a multiple of 16 above 0, found {block_size}");
+            assert_eq!(error.to_string(), expected);
+        }
+        assert!(plan(&LoadOptions { block_size: 32, ..options(100) }, 1 << 40).is_ok());
     }
 
     #[test]

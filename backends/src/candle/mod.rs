@@ -61,7 +61,7 @@ pub struct LoadOptions {
     pub quantize: Option<Quantization>,
     /// Bytes of KV cache; `None` takes half of the memory that is free once the weights are in.
     pub kv_cache_memory: Option<u64>,
-    /// Tokens per block of the cache, at least 1.
+    /// Tokens per block of the cache, a multiple of 16.
     pub block_size: u32,
     /// Sequences that may run at once, at least 1.
     pub max_slots: u32,

@@ -289,8 +289,9 @@ mod tests {
     /// Overwrites a cell of every layer's cache with NaN.
     fn poison(model: &CandleModel, cells: &[u32]) {
         for layer in &model.cache.layers {
-            let (_, heads, _, dim) = layer.k.dims4().unwrap();
-            let nan = Tensor::full(f32::NAN, (cells.len(), heads, dim), &Device::Cpu).unwrap();
+            let group = &model.plan.groups[layer.group];
+            let shape = (cells.len(), group.kv_heads, group.head_dim);
+            let nan = Tensor::full(f32::NAN, shape, &Device::Cpu).unwrap();
             kv_cache::write(&layer.k, &layer.v, &nan, &nan, cells).unwrap();
         }
     }

@@ -3,6 +3,7 @@
 
 use super::{Heads, Places, Scope};
 use crate::element::Element;
+use crate::kv_cache::{self, Geometry, Part};
 use crate::norm::CpuNorm;
 use crate::parallel::{self, Disjoint};
 use crate::rope;
@@ -14,7 +15,7 @@ pub(super) struct Work<'a> {
     /// Of queries, of keys.
     pub(super) norms: Option<[HeadNorm<'a>; 2]>,
     pub(super) places: &'a Places<'a>,
-    pub(super) block_size: usize,
+    pub(super) caches: Geometry,
 }
 
 /// See [`super::HeadNorm`].
@@ -23,7 +24,7 @@ pub(super) struct HeadNorm<'a> {
     pub(super) scope: Scope,
 }
 
-/// `qkv [T, (H + 2K) * D]`, caches `[N, K, B, D]`.
+/// `qkv [T, (H + 2K) * D]`, caches of keys and of values.
 pub(super) fn prepare<E: Element>(work: &Work<'_>, qkv: &mut [f32], caches: [&mut [E]; 2]) {
     let level = Level::current();
     let Heads { heads, kv_heads, head_size, .. } = *work.heads;
@@ -52,6 +53,11 @@ impl<E: Element> Task for Tokens<'_, E> {
         let Heads { heads, kv_heads, head_size, query_scale, .. } = *self.work.heads;
         let (q_len, kv_len) = (heads * head_size, kv_heads * head_size);
         for (t, row) in (self.first..).zip(self.rows.chunks_exact_mut(q_len + 2 * kv_len)) {
+            let (slots, geometry) = (self.work.places.slot_mapping, self.work.caches);
+            // The next token of a text goes to much the same lines.
+            if t == self.first || !kv_cache::share_group(slots[t - 1], slots[t]) {
+                geometry.prefetch(s, slots[t], self.caches);
+            }
             let (q, kv) = row.split_at_mut(q_len);
             let (k, v) = kv.split_at_mut(kv_len);
             if let Some([q_norm, k_norm]) = &self.work.norms {
@@ -63,8 +69,12 @@ impl<E: Element> Task for Tokens<'_, E> {
             if let Some(factors) = query_scale {
                 q.iter_mut().for_each(|q| *q *= factors[t]);
             }
-            for (cache, x) in self.caches.iter().zip([&*k, &*v]) {
-                self.work.keep(t, x, cache);
+            let [cache_k, cache_v] = self.caches;
+            // SAFETY: no two tokens have one slot, and each token is one thread's.
+            #[allow(unsafe_code)] // Slots that differ are elements that do not overlap.
+            unsafe {
+                geometry.keep((Part::Keys, slots[t]), k, cache_k);
+                geometry.keep((Part::Values, slots[t]), v, cache_v);
             }
         }
     }
@@ -97,21 +107,6 @@ impl Work<'_> {
         let position = self.places.positions[t];
         for head in x.chunks_exact_mut(self.heads.head_size) {
             rope::cpu::turn_in_place::<S>(head, table, style, position);
-        }
-    }
-
-    /// Writes keys or values of token t, `[K, D]`, to its slot.
-    #[inline(always)]
-    fn keep<E: Element>(&self, t: usize, x: &[f32], cache: &Disjoint<'_, E>) {
-        let Heads { kv_heads, head_size, .. } = *self.heads;
-        let slot = self.places.slot_mapping[t] as usize;
-        let (block, offset) = (slot / self.block_size, slot % self.block_size);
-        for (head, x) in x.chunks_exact(head_size).enumerate() {
-            let at = ((block * kv_heads + head) * self.block_size + offset) * head_size;
-            // SAFETY: no two tokens have one slot, and each token is one thread's.
-            #[allow(unsafe_code)] // Slots that differ are parts that do not overlap.
-            let to = unsafe { cache.part(at..at + head_size) };
-            E::narrow(x, to);
         }
     }
 }

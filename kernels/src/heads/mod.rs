@@ -8,7 +8,7 @@
 //! ```
 //!
 //! qkv `[T, (H + 2K) * D]` f32, contiguous, a row being q, k and v; q and k are changed where they
-//! stand. caches `[N, K, B, D]` f32|f16|bf16, contiguous. The bits are those of
+//! stand. caches as in [`crate::kv_cache`], contiguous. The bits are those of
 //! [`crate::rms_norm`], [`crate::rope`] and [`crate::kv_cache`], one after the other.
 
 mod cpu;
@@ -19,6 +19,7 @@ use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 
 use crate::element::Element;
+use crate::kv_cache::Geometry;
 use crate::norm::{LockedNorm, Norm};
 use crate::rope::{RopeStyle, RopeTable};
 use crate::scratch;
@@ -83,11 +84,9 @@ pub fn heads(
     let Heads { heads: num_heads, kv_heads, head_size, .. } = *heads;
     let [tokens, _] = view::dims(qkv, "qkv", ["T", "(H + 2K) * D"])?;
     view::shape(qkv, "qkv", &[tokens, (num_heads + 2 * kv_heads) * head_size])?;
-    let [blocks, _, block_size, _] = view::dims(cache_k, "cache_k", ["N", "K", "B", "D"])?;
-    for (cache, argument) in [(cache_k, "cache_k"), (cache_v, "cache_v")] {
-        view::shape(cache, argument, &[blocks, kv_heads, block_size, head_size])?;
-    }
-    check_places(heads, places, tokens, blocks * block_size)?;
+    let caches = Geometry::of([cache_k, cache_v], head_size)?;
+    view::shape(cache_k, "cache_k", &Geometry { kv_heads, ..caches }.shape())?;
+    check_places(heads, places, tokens, caches.blocks * caches.block_size())?;
     view::distinct((qkv, "qkv"), (cache_k, "cache_k"))?;
     view::distinct((qkv, "qkv"), (cache_v, "cache_v"))?;
     view::distinct((cache_v, "cache_v"), (cache_k, "cache_k"))?;
@@ -99,7 +98,7 @@ pub fn heads(
         Some([q, k]) => Some([q.get()?, k.get()?]),
         None => None,
     };
-    let work = cpu::Work { heads, norms, places, block_size };
+    let work = cpu::Work { heads, norms, places, caches };
     match cache_k.dtype() {
         DType::F32 => write::<f32>(qkv, &work, cache_k, cache_v),
         DType::F16 => write::<f16>(qkv, &work, cache_k, cache_v),

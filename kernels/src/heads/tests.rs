@@ -10,7 +10,7 @@ use crate::simd::at_every_level;
 use crate::testing::{DTYPES, assert_error, bits, random_tensor};
 
 const BLOCKS: usize = 9;
-const BLOCK_SIZE: usize = 5;
+const BLOCK_SIZE: usize = 32;
 
 fn table(dims: usize) -> RopeTable {
     let inv_freq: Vec<f64> = (0..dims / 2).map(|i| 0.7f64.powi(i as i32)).collect();
@@ -43,8 +43,8 @@ fn check(call: &Heads<'_>, tokens: usize, dtype: DType) {
     let Heads { heads: num_heads, kv_heads, head_size, .. } = *call;
     let width = (num_heads + 2 * kv_heads) * head_size;
     let qkv = random_tensor(1, &[tokens, width], DType::F32);
-    let shape = [BLOCKS, kv_heads, BLOCK_SIZE, head_size];
-    let caches = [2, 3].map(|seed| random_tensor(seed, &shape, dtype));
+    let shape = kv_cache::zeros([BLOCKS, kv_heads, BLOCK_SIZE, head_size], dtype).unwrap();
+    let caches = [2, 3].map(|seed| random_tensor(seed, shape.dims(), dtype));
     let slots = (BLOCKS * BLOCK_SIZE) as u32;
     let slot_mapping: Vec<u32> = (0..tokens as u32).map(|t| (t * 7 + 3) % slots).collect();
     let positions: Vec<u32> = (0..tokens as u32).map(|t| t * 13 % 100).collect();
@@ -120,7 +120,7 @@ fn one_pass_gives_the_bits_of_one_operation_after_the_other() {
 fn wrong_arguments_are_named_and_nothing_is_written() {
     let table = table(4);
     let qkv = random_tensor(1, &[2, 16], DType::F32);
-    let [k, v] = [2, 3].map(|seed| random_tensor(seed, &[3, 1, 4, 4], DType::BF16));
+    let [k, v] = [2, 3].map(|seed| random_tensor(seed, &[3, 1, 1, 256], DType::BF16));
     let before = (bits(&qkv), bits(&k), bits(&v));
     let call = Heads {
         heads: 2,
@@ -138,8 +138,8 @@ fn wrong_arguments_are_named_and_nothing_is_written() {
         "positions[1]: expected an index below 100, found 100",
     );
     assert_error(
-        run(&call, &[0, 1], &[12, 1], &v),
-        "slot_mapping[0]: expected an index below 12, found 12",
+        run(&call, &[0, 1], &[48, 1], &v),
+        "slot_mapping[0]: expected an index below 48, found 48",
     );
     assert_error(
         run(&call, &[0, 1], &[5, 5], &v),

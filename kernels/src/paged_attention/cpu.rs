@@ -8,6 +8,8 @@
 use std::cell::Cell;
 use std::ops::Range;
 
+use half::{bf16, f16};
+
 #[cfg(target_arch = "x86_64")]
 use super::dots;
 use super::softmax::STATE_EXTRA;
@@ -16,14 +18,15 @@ use super::tile::SEGMENT;
 use super::unit::{Job, Work};
 use super::{AttentionParams, PagedBatch};
 use crate::element::Element;
+use crate::kv_cache;
 use crate::parallel::{self, Disjoint};
-use crate::simd::pairs::Units;
+use crate::simd::pairs::{Pairs, Units};
 use crate::simd::{LANES, Level};
 use crate::threads;
 use crate::view::{Floats, Rows};
 
-/// Queries of a unit, as far as tokens can be grouped: what is rearranged of the caches serves so
-/// many, while what they sum up still fits the second-level cache.
+/// Queries of a unit, as far as tokens can be grouped: what is read of the caches serves so many,
+/// while what they sum up still fits the second-level cache.
 const MAX_QUERIES: usize = 64;
 
 /// Tokens of a unit: where a group is one head, more would leave too little to other threads.
@@ -37,17 +40,18 @@ const PIECES_PER_THREAD: usize = 8;
 #[derive(Clone, Copy)]
 pub(super) struct Geometry {
     pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) block_size: usize,
     pub(super) head_size: usize,
+    pub(super) cache: kv_cache::Geometry,
+    /// Steps of a key: the vectors of a group, of keys or of values.
+    pub(super) steps: usize,
 }
 
-/// What all units read.
+/// What all units read. A `W` is a vector of steps.
 #[derive(Clone, Copy)]
-pub(super) struct Layer<'a, E> {
+pub(super) struct Layer<'a, W> {
     pub(super) q: Rows<'a>,
-    pub(super) k: &'a [E],
-    pub(super) v: &'a [E],
+    pub(super) k: &'a [W],
+    pub(super) v: &'a [W],
     pub(super) geometry: Geometry,
     pub(super) batch: &'a PagedBatch<'a>,
     pub(super) params: &'a AttentionParams<'a>,
@@ -80,29 +84,34 @@ pub(super) struct Queries<'a> {
     pub(super) tokens: usize,
 }
 
-/// `q [T, H, D]`, cache `[N, K, B, D]` twice, a checked batch; writes `out [T, H, D]`.
+/// `q [T, H, D]`, both caches, a checked batch; writes `out [T, H, D]`.
 pub(super) fn paged_attention(
     q: Rows<'_>,
-    cache: (Floats<'_>, Floats<'_>),
-    geometry: Geometry,
+    (cache_k, cache_v): (Floats<'_>, Floats<'_>),
+    cache: kv_cache::Geometry,
     (batch, params, sinks): (&PagedBatch<'_>, &AttentionParams<'_>, Option<&[f32]>),
     out: &mut [f32],
 ) {
     if out.is_empty() {
         return;
     }
-    match cache {
+    let (heads, head_size) = (q.len / cache.head_size, cache.head_size);
+    let geometry = |step| Geometry { heads, head_size, cache, steps: cache.stored_size() / step };
+    match (cache_k, cache_v) {
         (Floats::F32(k), Floats::F32(v)) => {
+            let (k, v, geometry) = (k.as_chunks().0, v.as_chunks().0, geometry(f32::STEP));
             let layer = Layer { q, k, v, geometry, batch, params, sinks };
-            run(layer, out, |job, (level, _)| level.run(job));
+            run::<[f32; LANES]>(layer, out, |job, (level, _)| level.run(job));
         }
         (Floats::F16(k), Floats::F16(v)) => {
+            let (k, v, geometry) = (k.as_chunks().0, v.as_chunks().0, geometry(f16::STEP));
             let layer = Layer { q, k, v, geometry, batch, params, sinks };
-            run(layer, out, |job, (level, _)| level.run(job));
+            run::<[f16; LANES]>(layer, out, |job, (level, _)| level.run(job));
         }
         (Floats::Bf16(k), Floats::Bf16(v)) => {
-            let layer = Layer { q, k, v, geometry, batch, params, sinks };
-            run(layer, out, |job, (level, units)| match units {
+            let [k, v] = [k, v].map(|cache| cache.as_chunks().0.as_chunks().0);
+            let layer = Layer { q, k, v, geometry: geometry(bf16::STEP), batch, params, sinks };
+            run::<Pairs>(layer, out, |job, (level, units)| match units {
                 #[cfg(target_arch = "x86_64")]
                 Units::Dots(dots) => dots::run(dots, job),
                 _ => level.run(job),
@@ -112,11 +121,11 @@ pub(super) fn paged_attention(
     }
 }
 
-impl<'a, E> Layer<'a, E> {
+impl<'a, W> Layer<'a, W> {
     /// Query heads that read one kv head.
     #[inline(always)]
     pub(super) fn group(&self) -> usize {
-        self.geometry.heads / self.geometry.kv_heads
+        self.geometry.heads / self.geometry.cache.kv_heads
     }
 
     /// The queries of `unit`.
@@ -178,7 +187,7 @@ impl<'a, E> Layer<'a, E> {
     /// All units of the batch.
     fn units(&self) -> impl Iterator<Item = Unit> {
         let max_tokens = (MAX_QUERIES / self.group()).clamp(1, MAX_TOKENS);
-        let (batch, kv_heads) = (self.batch, self.geometry.kv_heads);
+        let (batch, kv_heads) = (self.batch, self.geometry.cache.kv_heads);
         (0..batch.context_lens.len()).flat_map(move |row| {
             let (start, end) = (batch.cu_seqlens[row] as usize, batch.cu_seqlens[row + 1] as usize);
             (start..end).step_by(max_tokens).flat_map(move |token| {
@@ -219,7 +228,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn fill<E>(&mut self, layer: &Layer<'_, E>) {
+    fn fill<W>(&mut self, layer: &Layer<'_, W>) {
         self.units.clear();
         self.pieces.clear();
         self.long.clear();
@@ -254,10 +263,10 @@ impl Plan {
 }
 
 /// Cuts a batch into units and computes each by `compute`.
-fn run<E: Element>(
-    layer: Layer<'_, E>,
+fn run<W: Copy + Sync>(
+    layer: Layer<'_, W>,
     out: &mut [f32],
-    compute: impl Fn(Job<'_, E>, (Level, Units)) + Sync,
+    compute: impl Fn(Job<'_, W>, (Level, Units)) + Sync,
 ) {
     thread_local! {
         static PLAN: Cell<Plan> = Cell::default();

@@ -22,7 +22,7 @@
 //! are multiplied: an error of at most 2^-9 of each; subnormals are zero. The sum of the weights
 //! takes them as they are. Everywhere else nothing is rounded: sums are in f32.
 //!
-//! q `[T, H, D]` f32, strided in T or not; caches `[N, K, B, D]` f32|f16|bf16, contiguous;
+//! q `[T, H, D]` f32, strided in T or not; caches as in [`crate::kv_cache`], contiguous;
 //! out `[T, H, D]` f32.
 
 mod blocks;
@@ -40,6 +40,7 @@ mod unit;
 
 use candle_core::Tensor;
 
+use crate::kv_cache::Geometry;
 use crate::view::{self, Locked};
 use crate::{KernelError, Result};
 
@@ -77,7 +78,7 @@ impl AttentionParams<'_> {
     }
 }
 
-/// Attention of `q` `[T, H, D]` over the caches `[N, K, B, D]`; gives `[T, H, D]` f32.
+/// Attention of `q` `[T, H, D]` over the caches; gives `[T, H, D]` f32.
 pub fn paged_attention(
     q: &Tensor,
     cache_k: &Tensor,
@@ -100,9 +101,8 @@ pub fn paged_attention_into(
 ) -> Result<()> {
     let [tokens, heads, head_size] = view::dims(q, "q", ["T", "H", "D"])?;
     view::shape(out, "out", &[tokens, heads, head_size])?;
-    let [blocks, kv_heads, block_size, _] = view::dims(cache_k, "cache_k", ["N", "K", "B", "D"])?;
-    view::shape(cache_k, "cache_k", &[blocks, kv_heads, block_size, head_size])?;
-    view::shape(cache_v, "cache_v", cache_k.dims())?;
+    let cache = Geometry::of([cache_k, cache_v], head_size)?;
+    let kv_heads = cache.kv_heads;
     if kv_heads == 0 || heads % kv_heads != 0 {
         let expected = format!("T, a multiple of {kv_heads} kv heads, D");
         return Err(KernelError::Shape { argument: "q", expected, found: q.dims().to_vec() });
@@ -113,16 +113,15 @@ pub fn paged_attention_into(
     }
     check_params(params, heads)?;
     check_batch(batch, tokens)?;
-    check_tables(batch, params, blocks, block_size)?;
+    check_tables(batch, params, cache.blocks, cache.block_size())?;
     let (q, k, v) =
         (Locked::new(q, "q")?, Locked::new(cache_k, "cache_k")?, Locked::new(cache_v, "cache_v")?);
-    let geometry = cpu::Geometry { heads, kv_heads, block_size, head_size };
-    let (queries, cache) = (q.rows()?, (k.floats()?, v.floats()?));
+    let (queries, caches) = (q.rows()?, (k.floats()?, v.floats()?));
     let sinks = params.sinks.map(|sinks| Locked::new(sinks, "sinks")).transpose()?;
     let logits = sinks.as_ref().map(Locked::f32s).transpose()?;
     let read = [Some(&q), Some(&k), Some(&v), sinks.as_ref()];
     view::write(out, "out", &read, |out| {
-        cpu::paged_attention(queries, cache, geometry, (batch, params, logits), out);
+        cpu::paged_attention(queries, caches, cache, (batch, params, logits), out);
     })
 }
 

@@ -38,7 +38,7 @@ impl<P: Steps> Attention<'_, P> {
     #[inline(always)]
     pub(super) fn soften(
         self,
-        scratch: &mut Scratch<P::X, P::W>,
+        scratch: &mut Scratch<P::X>,
         states: &mut State,
         m: usize,
         seen: Range<usize>,

@@ -2,19 +2,21 @@
 //! values.
 //!
 //! Both are small matrix products in which one operand is broadcast and the other comes as vectors
-//! of sixteen columns: a *step* is what a column adds to a sum in one instruction, one element in
-//! f32 ([`Exact`]), a pair of neighbours in bf16. Keys are transposed into that order and values
-//! laid out in it, tile by tile, and then met by all queries of a unit. A sum runs over its steps in
-//! rising order, whatever the block of sums that it is computed in.
+//! of sixteen columns: a *step* is what a column adds to a sum, one element, or a pair of neighbours
+//! in bf16. The caches hold vectors of steps ([`crate::kv_cache`]), which are read where they lie. A
+//! sum runs over its steps in rising order, whatever the block of sums that it is computed in.
 #![allow(clippy::needless_range_loop)] // The indices of a block go over several arrays at once.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::thread::LocalKey;
 
+use half::bf16;
+
 use super::unit::Scratch;
-use crate::dot::padded;
 use crate::element::Element;
+use crate::simd::pairs::Pairs;
 use crate::simd::{LANES, Simd};
 
 /// Vectors of scores in a tile.
@@ -34,68 +36,49 @@ impl Vector {
 pub(super) trait Steps: Copy {
     /// What the rest is computed in.
     type S: Simd;
-    /// What the caches hold.
-    type E: Element;
+    /// A step of sixteen columns, as the caches hold it: of sixteen keys, or of sixteen elements of
+    /// values.
+    type W: Copy;
+    /// The same in registers.
+    type R: Copy;
     /// A step of a query, or of its weights.
     type X: Copy + Default + 'static;
-    /// A step of sixteen columns: of sixteen keys, or of sixteen elements of values.
-    type W: Copy + 'static;
     /// Elements of a step.
     const LEN: usize;
-    /// Elements of a row that are transposed at once: sixteen steps.
-    const CHUNK: usize = LANES * Self::LEN;
-    /// Sixteen steps of nothing.
-    const NOTHING: Self::W;
 
     fn simd(self) -> Self::S;
     /// What each thread keeps from one unit to the next.
-    fn scratch() -> &'static LocalKey<Cell<Scratch<Self::X, Self::W>>>;
+    fn scratch() -> &'static LocalKey<Cell<Scratch<Self::X>>>;
     /// Sixteen elements as steps: as many as there are in `to`.
     fn take(self, x: &[f32; LANES], to: &mut [Self::X]);
-    /// Chunk `at.0` of sixteen keys as vector `at.1` of each of sixteen steps. A key may be empty, and
-    /// the chunk its end, unless they are `whole`: what is missing is zero.
-    fn keys(
-        self,
-        keys: &[&[Self::E]; LANES],
-        at: (usize, usize),
-        whole: bool,
-        to: &mut [[Self::W; VECTORS]; LANES],
-    );
-    /// The values of the positions of a step, as many as its [`Steps::LEN`], each whole or empty,
-    /// filled up with zeros.
-    fn values(self, values: [&[Self::E]; 2], to: &mut [Self::W]);
-    /// `sum + x * w`, in each column; where a step has two elements, the second is added first.
-    fn dot(self, x: Self::X, w: &Self::W, sum: V<Self>) -> V<Self>;
+    fn load(self, w: &Self::W) -> Self::R;
+    /// [`Steps::load`] of the elements `seen` of each column, of which there is one; the others are
+    /// zero.
+    fn load_seen(self, w: &Self::W, seen: Range<usize>) -> Self::R;
+    /// `sum + x * w`, in each column.
+    fn dot(self, x: Self::X, w: Self::R, sum: V<Self>) -> V<Self>;
 }
 
 /// A vector of the instructions of `P`.
 pub(super) type V<P> = <<P as Steps>::S as Simd>::V;
 
-/// Adds `x[m] * w` to `sums[m]`, step by step: `x[m]` has a step for each row of `w`, whose rows are
-/// `stride` vectors apart.
+/// Adds `x[m][k] * w[n]` to `sums[m][n]`.
 #[inline(always)]
-pub(super) fn multiply<P: Steps, const M: usize, const N: usize>(
+pub(super) fn add<P: Steps, const M: usize, const N: usize>(
     p: P,
-    x: [&[P::X]; M],
-    (w, stride): (&[P::W], usize),
+    (x, k): ([&[P::X]; M], usize),
+    w: [P::R; N],
     sums: &mut [[V<P>; N]; M],
 ) {
-    let steps = x[0].len();
-    let mut rows = x;
     for m in 0..M {
-        rows[m] = &x[m][..steps];
-    }
-    for k in 0..steps {
-        let w = &w[k * stride..][..N];
-        for m in 0..M {
-            for n in 0..N {
-                sums[m][n] = p.dot(rows[m][k], &w[n], sums[m][n]);
-            }
+        for n in 0..N {
+            sums[m][n] = p.dot(x[m][k], w[n], sums[m][n]);
         }
     }
 }
 
-/// Elements of any kind, widened and multiplied as f32.
+/// Single elements, widened and multiplied as f32.
+#[derive(Clone, Copy)]
 pub(super) struct Exact<S, E>(S, PhantomData<E>);
 
 impl<S, E> Exact<S, E> {
@@ -105,31 +88,21 @@ impl<S, E> Exact<S, E> {
     }
 }
 
-impl<S: Copy, E> Copy for Exact<S, E> {}
-
-impl<S: Copy, E> Clone for Exact<S, E> {
-    #[inline(always)]
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
 impl<S: Simd, E: Element> Steps for Exact<S, E> {
     type S = S;
-    type E = E;
+    type W = [E; LANES];
+    type R = S::V;
     type X = f32;
-    type W = Vector;
     const LEN: usize = 1;
-    const NOTHING: Vector = Vector::ZERO;
 
     #[inline(always)]
     fn simd(self) -> S {
         self.0
     }
 
-    fn scratch() -> &'static LocalKey<Cell<Scratch<f32, Vector>>> {
+    fn scratch() -> &'static LocalKey<Cell<Scratch<f32>>> {
         thread_local! {
-            static SCRATCH: Cell<Scratch<f32, Vector>> = Cell::default();
+            static SCRATCH: Cell<Scratch<f32>> = Cell::default();
         }
         &SCRATCH
     }
@@ -140,63 +113,69 @@ impl<S: Simd, E: Element> Steps for Exact<S, E> {
     }
 
     #[inline(always)]
-    fn keys(
-        self,
-        keys: &[&[E]; LANES],
-        (c, v): (usize, usize),
-        whole: bool,
-        to: &mut [[Vector; VECTORS]; LANES],
-    ) {
+    fn load(self, w: &[E; LANES]) -> S::V {
+        E::load(self.0, w)
+    }
+
+    #[inline(always)]
+    fn load_seen(self, w: &[E; LANES], _: Range<usize>) -> S::V {
+        E::load(self.0, w)
+    }
+
+    #[inline(always)]
+    fn dot(self, x: f32, w: S::V, sum: S::V) -> S::V {
+        self.0.fma(self.0.splat(x), w, sum)
+    }
+}
+
+/// Pairs of bf16, widened and multiplied as f32, one after the other.
+#[derive(Clone, Copy)]
+pub(super) struct ExactPairs<S>(pub(super) S);
+
+impl<S: Simd> Steps for ExactPairs<S> {
+    type S = S;
+    type W = Pairs;
+    type R = [S::V; 2];
+    type X = [f32; 2];
+    const LEN: usize = 2;
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+
+    fn scratch() -> &'static LocalKey<Cell<Scratch<[f32; 2]>>> {
+        thread_local! {
+            static SCRATCH: Cell<Scratch<[f32; 2]>> = Cell::default();
+        }
+        &SCRATCH
+    }
+
+    #[inline(always)]
+    fn take(self, x: &[f32; LANES], to: &mut [[f32; 2]]) {
+        to.as_flattened_mut().copy_from_slice(x);
+    }
+
+    #[inline(always)]
+    fn load(self, w: &Pairs) -> [S::V; 2] {
+        self.0.load_pairs(w)
+    }
+
+    #[inline(always)]
+    fn load_seen(self, w: &Pairs, seen: Range<usize>) -> [S::V; 2] {
+        self.0.load_pairs(&keep(w, seen))
+    }
+
+    #[inline(always)]
+    fn dot(self, x: [f32; 2], w: [S::V; 2], sum: S::V) -> S::V {
         let s = self.0;
-        let mut rows = [s.splat(0.0); LANES];
-        if whole {
-            // Straight into registers.
-            for i in 0..LANES {
-                rows[i] = E::load(s, chunk(keys[i], c));
-            }
-        } else {
-            for i in 0..LANES {
-                rows[i] = load(s, keys[i], c);
-            }
-        }
-        let columns = s.transpose(rows);
-        for i in 0..LANES {
-            s.store(columns[i], &mut to[i][v].0);
-        }
-    }
-
-    #[inline(always)]
-    fn values(self, values: [&[E]; 2], to: &mut [Vector]) {
-        let (whole, _) = values[0].as_chunks::<LANES>();
-        for (to, values) in to.iter_mut().zip(whole) {
-            self.0.store(E::load(self.0, values), &mut to.0);
-        }
-        for c in whole.len()..to.len() {
-            self.0.store(load(self.0, values[0], c), &mut to[c].0);
-        }
-    }
-
-    #[inline(always)]
-    fn dot(self, x: f32, w: &Vector, sum: S::V) -> S::V {
-        self.0.fma(self.0.splat(x), self.0.load(&w.0), sum)
+        s.fma(s.splat(x[1]), w[1], s.fma(s.splat(x[0]), w[0], sum))
     }
 }
 
-/// The elements `c * N..(c + 1) * N`.
+/// The elements `seen` of each pair, and zero for the others.
 #[inline(always)]
-pub(super) fn chunk<E, const N: usize>(row: &[E], c: usize) -> &[E; N] {
-    match row[c * N..].first_chunk::<N>() {
-        Some(chunk) => chunk,
-        None => panic!("a chunk of a row ends within it"),
-    }
-}
-
-/// Vector `c` of `row`, widened and filled up with zeros.
-#[inline(always)]
-pub(super) fn load<S: Simd, E: Element>(s: S, row: &[E], c: usize) -> S::V {
-    let rest = row.get(c * LANES..).unwrap_or_default();
-    match rest.first_chunk::<LANES>() {
-        Some(whole) => E::load(s, whole),
-        None => E::load(s, &padded(rest)),
-    }
+pub(super) fn keep(w: &Pairs, seen: Range<usize>) -> Pairs {
+    let mask = [0, 1].map(|i| if seen.contains(&i) { u16::MAX } else { 0 });
+    w.map(|pair| [0, 1].map(|i| bf16::from_bits(pair[i].to_bits() & mask[i])))
 }

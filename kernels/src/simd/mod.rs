@@ -105,25 +105,6 @@ pub(crate) trait Simd: Copy {
         self.load(&x)
     }
 
-    /// Lane i of vector j becomes lane j of vector i.
-    #[inline(always)]
-    fn transpose(self, v: [Self::V; LANES]) -> [Self::V; LANES] {
-        let (mut rows, mut columns) = ([[0.0; LANES]; LANES], [[0.0; LANES]; LANES]);
-        for i in 0..LANES {
-            self.store(v[i], &mut rows[i]);
-        }
-        for i in 0..LANES {
-            for j in 0..LANES {
-                columns[i][j] = rows[j][i];
-            }
-        }
-        let mut transposed = v;
-        for i in 0..LANES {
-            transposed[i] = self.load(&columns[i]);
-        }
-        transposed
-    }
-
     /// The lanes of each vector added up in the order of [`sum`].
     #[inline(always)]
     fn sum16(self, v: [Self::V; LANES]) -> [f32; LANES] {
@@ -325,30 +306,6 @@ mod tests {
             let expected = std::array::from_fn(|i| sum(x.map(|x| x * (i as f32 - 3.3))));
             assert_eq!(out[5], expected, "{level:?}: sixteen at once");
             assert_eq!(out[6], expected, "{level:?}: one by one");
-        }
-    }
-
-    #[test]
-    fn a_matrix_is_transposed_at_every_level() {
-        struct Transpose<'a>(&'a [[f32; LANES]; LANES]);
-        impl Task for Transpose<'_> {
-            type Output = [[f32; LANES]; LANES];
-            #[inline(always)]
-            fn run<S: Simd>(self, s: S) -> Self::Output {
-                let columns = s.transpose(self.0.map(|row| s.load(&row)));
-                columns.map(|column| {
-                    let mut to = [0.0; LANES];
-                    s.store(column, &mut to);
-                    to
-                })
-            }
-        }
-        let x = std::array::from_fn(|i| std::array::from_fn(|j| (LANES * i + j) as f32));
-        for level in every_level() {
-            let out = level.run(Transpose(&x));
-            for i in 0..LANES {
-                assert_eq!(out[i], x.map(|row| row[i]), "{level:?}: column {i}");
-            }
         }
     }
 

@@ -148,21 +148,6 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn transpose(self, v: [Self::V; LANES]) -> [Self::V; LANES] {
-        let mut columns = v;
-        for i in 0..4 {
-            for j in 0..4 {
-                let rows = [v[4 * i][j], v[4 * i + 1][j], v[4 * i + 2][j], v[4 * i + 3][j]];
-                let block = self.transpose_registers(rows);
-                for (k, column) in block.into_iter().enumerate() {
-                    columns[4 * j + k][i] = column;
-                }
-            }
-        }
-        columns
-    }
-
-    #[inline(always)]
     fn sum16(self, v: [Self::V; LANES]) -> [f32; LANES] {
         let mut sums = [0.0; LANES];
         let four = |i: usize| self.fold([v[i], v[i + 1], v[i + 2], v[i + 3]]);
@@ -204,22 +189,6 @@ impl Neon {
             let (ab, cd) = (vreinterpretq_f64_f32(ab), vreinterpretq_f64_f32(cd));
             let (even, odd) = (vzip1q_f64(ab, cd), vzip2q_f64(ab, cd));
             vaddq_f32(vreinterpretq_f32_f64(even), vreinterpretq_f32_f64(odd))
-        }
-    }
-}
-
-impl Neon {
-    /// Lane i of register j becomes lane j of register i.
-    #[inline(always)]
-    fn transpose_registers(self, [a, b, c, d]: [float32x4_t; 4]) -> [float32x4_t; 4] {
-        // SAFETY: `self` comes from `detect`, which found NEON.
-        unsafe {
-            let [ab, cd] = [[a, b], [c, d]].map(|[a, b]| {
-                [vzip1q_f32(a, b), vzip2q_f32(a, b)].map(|pairs| vreinterpretq_f64_f32(pairs))
-            });
-            let low = [vzip1q_f64(ab[0], cd[0]), vzip2q_f64(ab[0], cd[0])];
-            let high = [vzip1q_f64(ab[1], cd[1]), vzip2q_f64(ab[1], cd[1])];
-            [low[0], low[1], high[0], high[1]].map(|column| vreinterpretq_f32_f64(column))
         }
     }
 }

@@ -124,32 +124,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn transpose(self, v: [__m512; LANES]) -> [__m512; LANES] {
-        let mut groups = [v[0]; LANES];
-        for i in 0..4 {
-            let four = self.transpose_groups([v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]]);
-            groups[4 * i..][..4].copy_from_slice(&four);
-        }
-        let mut columns = [v[0]; LANES];
-        for j in 0..4 {
-            let [a, b, c, d] = [groups[j], groups[4 + j], groups[8 + j], groups[12 + j]];
-            // SAFETY: `self` comes from `detect`, which found AVX-512 F.
-            unsafe {
-                // Groups 0 and 2 of each, 1 and 3 of each.
-                let ab = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
-                let cd = _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d);
-                columns[j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
-                columns[8 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd);
-                let ab = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
-                let cd = _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d);
-                columns[4 + j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
-                columns[12 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd);
-            }
-        }
-        columns
-    }
-
-    #[inline(always)]
     fn sum16(self, v: [__m512; LANES]) -> [f32; LANES] {
         let q = [
             self.fold_groups([v[0], v[1], v[2], v[3]]),
@@ -186,26 +160,6 @@ impl Avx512 {
             let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
             let (even, odd) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
             _mm512_add_ps(_mm512_castpd_ps(even), _mm512_castpd_ps(odd))
-        }
-    }
-}
-
-impl Avx512 {
-    /// Each group of four lanes of the four vectors as a matrix, transposed.
-    #[inline(always)]
-    fn transpose_groups(self, [a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
-        // SAFETY: `self` comes from `detect`, which found AVX-512 F.
-        unsafe {
-            let ab = [_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)];
-            let cd = [_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)];
-            let ab = [_mm512_castps_pd(ab[0]), _mm512_castps_pd(ab[1])];
-            let cd = [_mm512_castps_pd(cd[0]), _mm512_castps_pd(cd[1])];
-            [
-                _mm512_castpd_ps(_mm512_unpacklo_pd(ab[0], cd[0])),
-                _mm512_castpd_ps(_mm512_unpackhi_pd(ab[0], cd[0])),
-                _mm512_castpd_ps(_mm512_unpacklo_pd(ab[1], cd[1])),
-                _mm512_castpd_ps(_mm512_unpackhi_pd(ab[1], cd[1])),
-            ]
         }
     }
 }
@@ -349,24 +303,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn transpose(self, v: [[__m256; 2]; LANES]) -> [[__m256; 2]; LANES] {
-        let mut columns = v;
-        for rows in 0..2 {
-            for half in 0..2 {
-                let mut block = [v[0][0]; 8];
-                for i in 0..8 {
-                    block[i] = v[8 * rows + i][half];
-                }
-                let block = self.transpose_eight(block);
-                for i in 0..8 {
-                    columns[8 * half + i][rows] = block[i];
-                }
-            }
-        }
-        columns
-    }
-
-    #[inline(always)]
     fn sum16(self, v: [[__m256; 2]; LANES]) -> [f32; LANES] {
         let mut sums = [0.0; LANES];
         let low = self.fold_halves(
@@ -413,40 +349,6 @@ impl Avx2 {
         unsafe {
             let low = _mm256_permute2f128_ps::<0x20>(a, b);
             _mm256_add_ps(low, _mm256_permute2f128_ps::<0x31>(a, b))
-        }
-    }
-
-    /// Lane i of register j becomes lane j of register i.
-    #[inline(always)]
-    fn transpose_eight(self, v: [__m256; 8]) -> [__m256; 8] {
-        let low = self.transpose_groups([v[0], v[1], v[2], v[3]]);
-        let high = self.transpose_groups([v[4], v[5], v[6], v[7]]);
-        let mut columns = v;
-        for i in 0..4 {
-            // SAFETY: `self` comes from `detect`, which found AVX2.
-            unsafe {
-                columns[i] = _mm256_permute2f128_ps::<0x20>(low[i], high[i]);
-                columns[4 + i] = _mm256_permute2f128_ps::<0x31>(low[i], high[i]);
-            }
-        }
-        columns
-    }
-
-    /// Each group of four lanes of the four registers as a matrix, transposed.
-    #[inline(always)]
-    fn transpose_groups(self, [a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
-        // SAFETY: `self` comes from `detect`, which found AVX2.
-        unsafe {
-            let ab = [_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)];
-            let cd = [_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d)];
-            let ab = [_mm256_castps_pd(ab[0]), _mm256_castps_pd(ab[1])];
-            let cd = [_mm256_castps_pd(cd[0]), _mm256_castps_pd(cd[1])];
-            [
-                _mm256_castpd_ps(_mm256_unpacklo_pd(ab[0], cd[0])),
-                _mm256_castpd_ps(_mm256_unpackhi_pd(ab[0], cd[0])),
-                _mm256_castpd_ps(_mm256_unpacklo_pd(ab[1], cd[1])),
-                _mm256_castpd_ps(_mm256_unpackhi_pd(ab[1], cd[1])),
-            ]
         }
     }
 }
