@@ -1,6 +1,6 @@
 //! The paged cache of keys and values, in the order in which attention multiplies them: of the slot
-//! `b * B + o = slot_mapping[t]` it holds k[t] and v[t], rounded to its dtype, nearest and ties to
-//! even.
+//! `b * B + o = slot_mapping[t]` it holds `k[t]` and `v[t]`, rounded to its dtype, nearest and ties
+//! to even.
 //!
 //! cache_k, cache_v `[N, K, B / 16, 16 * D]` f32|f16|bf16: block, kv head, group of sixteen
 //! positions, and within a group element d of position o
