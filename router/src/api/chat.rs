@@ -45,7 +45,7 @@ impl ChatRequest {
         options.sampling.logprobs = logprobs;
         options.sampling.top_logprobs = top_logprobs as u32;
         let (tools, shown) = ToolRequest::read(fields, rules.formats)?;
-        if options.ignore_eos && tools.holds_calls(false) {
+        if options.ignore_eos && tools.insists_on_form() {
             let rule = "(true) cannot be used together with calls that a grammar holds to a form";
             return Err(ApiError::field("ignore_eos", rule));
         }

@@ -23,6 +23,8 @@ const MAX_CHOICES: usize = 1024;
 pub(crate) struct Asked {
     pub(crate) field: &'static str,
     pub(crate) constraint: Constraint,
+    /// False: where it cannot be followed, the answer is free.
+    pub(crate) is_needed: bool,
 }
 
 /// How the white space of a JSON document is written, in llguidance's words.
@@ -71,7 +73,7 @@ fn read_response_format(fields: &mut Fields) -> Result<Option<Asked>, ApiError> 
             return Err(must_be("response_format.type", kinds, &kind));
         }
     };
-    Ok(Some(Asked { field: FIELD, constraint }))
+    Ok(Some(Asked { field: FIELD, constraint, is_needed: true }))
 }
 
 fn read_structured_outputs(fields: &mut Fields) -> Result<Option<Asked>, ApiError> {
@@ -107,7 +109,7 @@ fn read_structured_outputs(fields: &mut Fields) -> Result<Option<Asked>, ApiErro
         return Err(ApiError::field(FIELD, rule));
     };
     let constraint = constraint(&format!("{FIELD}.{kind}"), &kind, value, &writing)?;
-    Ok(constraint.map(|constraint| Asked { field: FIELD, constraint }))
+    Ok(constraint.map(|constraint| Asked { field: FIELD, constraint, is_needed: true }))
 }
 
 /// vLLM's older names, each with what it is among the newer ones.
@@ -131,7 +133,7 @@ fn read_guided(fields: &mut Fields) -> Result<Option<Asked>, ApiError> {
         if let Some(other) = &found {
             return Err(together(field, other.field));
         }
-        found = Some(Asked { field, constraint });
+        found = Some(Asked { field, constraint, is_needed: true });
     }
     Ok(found)
 }

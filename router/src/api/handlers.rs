@@ -31,7 +31,7 @@ use super::options::Options;
 use super::stream::{EventStream, OpenAiEvents, StreamPlan, WriteEvents, failure};
 use super::unix_time;
 use crate::generate::{Generation, GenerationRequest, Places, Prompt};
-use crate::text::{PoolError, TextModel};
+use crate::text::{Constraint, PoolError, TextModel};
 
 /// Bytes beyond the limit that are read, and thrown away, before a body is refused.
 const MAX_DISCARDED: usize = 32 << 20;
@@ -258,10 +258,23 @@ impl App {
         response
     }
 
-    /// The grammar of a constraint that can be followed.
+    /// The grammar of a constraint. One that cannot be followed is left out if it is not needed.
     async fn accept(
         &self,
-        Asked { field, constraint }: Asked,
+        Asked { field, constraint, is_needed }: Asked,
+        info: &WorkerInfo,
+        stop_token_ids: &[u32],
+    ) -> Result<Option<Arc<Grammar>>, ApiError> {
+        match self.grammar(field, constraint, info, stop_token_ids).await {
+            Err(_) if !is_needed => Ok(None),
+            accepted => accepted.map(Some),
+        }
+    }
+
+    async fn grammar(
+        &self,
+        field: &'static str,
+        constraint: Constraint,
         info: &WorkerInfo,
         stop_token_ids: &[u32],
     ) -> Result<Arc<Grammar>, ApiError> {
@@ -286,8 +299,10 @@ impl App {
         prompts: Vec<Prompt>,
     ) -> Result<GenerationRequest, ApiError> {
         let stop_token_ids = self.stop_token_ids(info, &options);
-        let grammar = match options.constraint {
-            Some(asked) => Some(self.accept(asked, info, &stop_token_ids).await?),
+        // Who wants no end wants no grammar that would need one.
+        let asked = options.constraint.filter(|asked| asked.is_needed || !options.ignore_eos);
+        let grammar = match asked {
+            Some(asked) => self.accept(asked, info, &stop_token_ids).await?,
             None => None,
         };
         Ok(GenerationRequest {

@@ -8,8 +8,8 @@
 //! | `include_reasoning` | false: the reasoning is left out of the answer | true |
 //!
 //! Calls that are `required`, or of a named function, are enforced by a grammar, arguments
-//! included. With `auto` the model is free, unless one of the tools is `strict`: then a grammar
-//! leaves text free and holds calls to their schemas.
+//! included. With `auto` a grammar leaves text free and holds calls to their schemas; where it is
+//! refused and no tool is `strict`, the model is free.
 
 use std::sync::Arc;
 
@@ -87,15 +87,16 @@ impl ToolRequest {
         constraint: &mut Option<Asked>,
     ) -> Option<AnswerForm> {
         let content = constraint.take();
-        *constraint = match (self.holds_calls(content.is_some()), content) {
+        *constraint = match (self.choice != Choice::None, content) {
             (true, content) => {
+                let is_needed = content.is_some() || self.insists_on_form();
                 let content = content.map(|asked| asked.constraint);
                 let constraint = self.call_constraint(text, opening, content.as_ref());
-                Some(Asked { field: "tools", constraint })
+                Some(Asked { field: "tools", constraint, is_needed })
             }
-            (false, Some(Asked { field, constraint })) => {
-                let constraint = text.after_reasoning(&constraint, opening);
-                Some(Asked { field, constraint })
+            (false, Some(asked)) => {
+                let constraint = text.after_reasoning(&asked.constraint, opening);
+                Some(Asked { constraint, ..asked })
             }
             (false, None) => None,
         };
@@ -110,12 +111,12 @@ impl ToolRequest {
         Some(AnswerForm { formats: self.formats, opening, tools: self.tools, markers, shows })
     }
 
-    /// Whether a grammar speaks of calls. Where the content has one, it must: there would be no
-    /// room for calls beside it.
-    pub(crate) fn holds_calls(&self, has_constraint: bool) -> bool {
+    /// Whether calls must be held to a form. Else a grammar that is refused, as one of very many
+    /// tools may be, is left out: what the model writes is read all the same.
+    pub(crate) fn insists_on_form(&self) -> bool {
         match self.choice {
             Choice::None => false,
-            Choice::Auto => has_constraint || self.tools.iter().any(|tool| tool.strict),
+            Choice::Auto => self.tools.iter().any(|tool| tool.strict),
             Choice::Required | Choice::Named(_) => true,
         }
     }

@@ -229,7 +229,7 @@ pub(super) struct Conversation {
     #[schema(max_items = 128)]
     tools: Option<Vec<Tool>>,
     /// Whether it calls. `auto`, if it is left out. What is required is enforced, arguments
-    /// included; a model is free to follow `auto`, unless a tool is `strict`.
+    /// included; with `auto` text is free, and calls are held to their form.
     tool_choice: Option<ToolChoice>,
 }
 

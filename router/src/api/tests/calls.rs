@@ -182,12 +182,16 @@ async fn the_reason_to_end_follows_the_choice_and_the_length() {
 }
 
 #[tokio::test]
-async fn calls_are_constrained_where_they_are_asked_for_or_strict() {
+async fn calls_are_held_to_a_form_wherever_one_can_be_followed() {
     let (server, mut engine) = start_qwen().await;
     let mut strict = tools();
     strict[0]["function"]["strict"] = json!(true);
+    let mut odd = tools();
+    odd[0]["function"]["parameters"]["properties"]["city"]["pattern"] = json!("(");
     for (fields, is_shown, grammar) in [
-        (json!({"tools": tools()}), true, None),
+        (json!({"tools": tools()}), true, Some("suffix")),
+        (json!({"tools": tools(), "ignore_eos": true}), true, None),
+        (json!({"tools": odd}), true, None),
         (json!({"tools": tools(), "tool_choice": "none"}), false, None),
         (json!({"tools": strict, "tool_choice": "none"}), false, None),
         (json!({"tools": strict}), true, Some("suffix")),

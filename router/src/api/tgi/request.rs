@@ -208,7 +208,7 @@ fn read_grammar(parameters: &mut Fields) -> Result<Option<Asked>, ApiError> {
         }
         (None, _) => return Err(ApiError::field("grammar.type", "must be given, as a string")),
     };
-    Ok(Some(Asked { field: "grammar", constraint }))
+    Ok(Some(Asked { field: "grammar", constraint, is_needed: true }))
 }
 
 /// A JSON schema: an object, as it is or as text.
