@@ -60,11 +60,9 @@ impl<M: Model> Executor<M> {
         };
         assert_eq!(results.len(), batch.rows.len(), "a model returns one result per row");
         let forward = forward_begun.elapsed();
-        let row_of: Vec<u32> =
-            (0..).zip(&plans).filter(|(_, plan)| plan.runs()).map(|(row, _)| row).collect();
-        for (row, logprobs) in self.model.take_prompt_logprobs() {
-            let packed = output.prompt_logprobs.get_or_insert_default();
-            pack(packed, row_of[row as usize], &logprobs);
+        let scored = self.model.take_prompt_logprobs();
+        if !scored.is_empty() {
+            output.prompt_logprobs = Some(pack_by_row(&plans, &scored));
         }
         let mut results = results.drain(..);
         for (row, plan) in plans.into_iter().enumerate() {
@@ -111,6 +109,19 @@ fn report(output: &mut StepOutput, row: u32, result: Result<Option<SampledToken>
         pack(output.logprobs.get_or_insert_default(), output.tokens.len() as u32, &logprobs);
     }
     output.tokens.push(token);
+}
+
+/// What rows of the batch report of their prompts, under the rows' places in the step.
+fn pack_by_row(plans: &[RowPlan], scored: &[(u32, SampledLogprobs)]) -> Logprobs {
+    let rows: Vec<u32> = (0..)
+        .zip(plans)
+        .filter_map(|(row, plan)| matches!(plan, RowPlan::Run { .. }).then_some(row))
+        .collect();
+    let mut packed = Logprobs::default();
+    for (index, logprobs) in scored {
+        pack(&mut packed, rows[*index as usize], logprobs);
+    }
+    packed
 }
 
 /// Appends the log-probabilities of one position.

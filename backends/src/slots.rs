@@ -73,13 +73,6 @@ pub enum RowPlan {
     Failed(RowFailure),
 }
 
-impl RowPlan {
-    /// Whether the row is part of the batch.
-    pub fn runs(&self) -> bool {
-        matches!(self, RowPlan::Run { .. })
-    }
-}
-
 /// All slots of an epoch.
 #[derive(Debug)]
 pub struct Slots {

@@ -97,9 +97,8 @@ impl Sampler {
             self.change(logits, *token, |logit| (logit + bias).min(f32::MAX));
         }
         let grammar = sequence.grammar.as_ref();
-        let must_end = grammar.map(|grammar| grammar.with_mask(Mask::must_end)).transpose()?;
         let is_early = position.saturating_sub(sequence.prompt_len) < params.min_tokens;
-        if is_early && must_end != Some(true) {
+        if is_early && !grammar.map_or(Ok(false), |grammar| grammar.with_mask(Mask::must_end))? {
             for stop in &sequence.stop_token_ids {
                 self.change(logits, *stop, |_| f32::NEG_INFINITY);
             }

@@ -323,15 +323,14 @@ impl ChunkWriter {
                 }
             }
             self.output_token_ids(out, choice.output_ids().into_iter());
-            let all = [&choice.prompt[..], &choice.tokens].concat();
-            let tokens = self.logprobs.then_some(&all[..]);
+            let all = self.logprobs.then(|| [&choice.prompt[..], &choice.tokens].concat());
             let ending = choice.finish.as_ref().and_then(|finish| {
                 let reason = finish_reason(finish)?;
                 let message = choice.message.as_ref();
                 let reason = message.map_or(reason, |message| message.end(reason));
                 Some(Ending { reason, finish })
             });
-            self.close_choice(out, tokens, ending);
+            self.close_choice(out, all.as_deref(), ending);
         }
         out.put_slice(b"],\"usage\":");
         usage.write(out);
