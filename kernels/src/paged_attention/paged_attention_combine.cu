@@ -63,18 +63,19 @@ __device__ __forceinline__ void combine(const float* sums, const Partial* partia
 
 }  // namespace
 
-// sums [partials, H, D], partials [partials, H], row_partials [rows + 1], token [rows];
+// sums [partials, H, D], partials [partials, H], row_partials [rows + 1], first_item [rows];
 // out [T, H, D].
 #define COMBINE(name, T)                                                                          \
     KERNEL(THREADS)                                                                               \
     name(const float* sums, const Partial* partials, const unsigned* row_partials,                \
-         const unsigned* token, int head_size, const float* sinks, T* out) {                      \
+         const unsigned* first_item, const Item* items, int head_size, const float* sinks,        \
+         T* out) {                                                                                \
         int head = blockIdx.x, heads = gridDim.x, row = blockIdx.y;                               \
         unsigned first = row_partials[row], splits = row_partials[row + 1] - first;               \
         if (splits == 0) return;                                                                  \
         /* split 0 of the row, this head */                                                       \
         size_t from = size_t(first) * heads + head;                                               \
-        size_t to = size_t(token[row]) * heads + head;                                            \
+        size_t to = size_t(items[first_item[row]].token) * heads + head;                          \
         float sink = sinks ? sinks[head] * LOG2E : NEGATIVE_INFINITY;                             \
         combine(sums + from * head_size, partials + from, int(splits), heads, head_size, sink,    \
                 out + to * head_size);                                                            \
