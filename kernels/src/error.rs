@@ -67,6 +67,10 @@ pub enum KernelError {
         /// What was given.
         found: String,
     },
+    /// The GPU failed.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
     /// Candle itself failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

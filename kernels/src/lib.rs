@@ -24,6 +24,8 @@
 
 pub mod activation;
 pub mod add;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dot;
 mod element;
 pub mod embedding;

@@ -12,6 +12,7 @@ use super::samplers::Samplers;
 use super::spec::{self, ModelSpec};
 use super::startup::{Stage, Startup};
 use super::vocabulary::Vocabulary;
+use super::weights::keep::Host;
 use super::weights::{Loaded, Weights};
 use super::workspace::Workspace;
 use super::{LoadOptions, Quantization, device_error, families, timing};
@@ -33,7 +34,7 @@ const PROMPT_SLICE: usize = 32;
 /// A loaded model with its cache.
 pub struct CandleModel {
     info: WorkerInfo,
-    decoder: Decoder,
+    decoder: Decoder<Host>,
     cache: KvCache,
     plan: CachePlan,
     space: RefCell<Workspace>,
@@ -64,7 +65,11 @@ impl CandleModel {
         startup.end(Stage::Configuration);
 
         let stated_dtype = families::stated_dtype(&config)?;
-        let mut weights = Weights::open(source, stated_dtype.as_deref(), options, progress)?;
+        let keep = |dtype| {
+            let unpacks = options.dtype.is_some();
+            Ok(Host { dtype, unpacks, quantize: options.quantize })
+        };
+        let mut weights = Weights::open(source, stated_dtype.as_deref(), options, progress, keep)?;
         let names = weights.names(spec.layout, spec.layers.len());
         spec.head.tied |= spec.layout.tied_unless_stored && !weights.has(&names.head());
         let dtype = weights.dtype();
