@@ -293,10 +293,10 @@ __device__ __forceinline__ void multiply_values(Queries<S>& q, const T* values, 
     }
 }
 
-// A step of a warp: its first query is at `position`, the step's first key at `at`.
+// From a step's scores to the sums: the warp's first query is at `position`, the first key at `at`.
 template <typename S, typename T>
-__device__ __forceinline__ void attend(Queries<S>& q, const Launch<T>& launch, int window,
-                                       const T* rows, const T* keys, int position, int at) {
+__device__ __forceinline__ void add_step(Queries<S>& q, const Launch<T>& launch, int window,
+                                         const T* values, int position, int at) {
     float factor = launch.scale * LOG2E;
     if (launch.softcap > 0) {
         cap_scores(q, launch.scale, launch.softcap);
@@ -305,7 +305,7 @@ __device__ __forceinline__ void attend(Queries<S>& q, const Launch<T>& launch, i
     bool all_seen = at + S::STEP <= position + 1 && at > position + S::OF_WARP - 1 - window;
     if (!all_seen) mask_scores(q, position - at, window);
     raise_max(q, factor);
-    multiply_values<S>(q, keys + S::BUFFER, factor);
+    multiply_values<S>(q, values, factor);
 }
 
 // Writes the warp's results by way of its rows in shared memory, which make whole vectors of them.
@@ -383,7 +383,7 @@ __device__ __forceinline__ void compute(const Launch<T>& launch, const Task& tas
             copies_commit();
             block = block_of(task, tile + S::TILES, launch.reciprocal);
         }
-        if (sees_some) attend(q, launch, task.window, rows, keys, position, at);
+        if (sees_some) add_step(q, launch, task.window, keys + S::BUFFER, position, at);
     }
     if (warp_row < task.queries) write(q, launch, task, rows, warp_row);
 }
