@@ -25,6 +25,8 @@ use crate::sampling::{SamplingParams, TokenCounts};
 /// A sequence as the worker knows it.
 #[derive(Clone, Debug, Default)]
 pub struct Sequence {
+    /// Tells it from those that had its slot before, or have it later.
+    pub serial: u64,
     /// The first `prompt_len` tokens are the prompt; the rest were sampled.
     pub prompt_len: usize,
     /// Every token known, prompt and output.
@@ -80,6 +82,8 @@ pub struct Slots {
     grammars: Option<Grammars>,
     entries: Vec<Option<Entry>>,
     num_steps: u64,
+    /// Sequences added, ever.
+    num_added: u64,
 }
 
 #[derive(Debug)]
@@ -145,7 +149,7 @@ impl Slots {
             groups: info.cache_groups.iter().map(group_limits).collect(),
         };
         let entries = (0..info.max_slots).map(|_| None).collect();
-        Slots { limits, grammars, entries, num_steps: 0 }
+        Slots { limits, grammars, entries, num_steps: 0, num_added: 0 }
     }
 
     /// Empties all slots.
@@ -245,7 +249,9 @@ impl Slots {
         let failure = checked.as_ref().err().cloned();
         let ((sampling, grammar), prompt_len) =
             (checked.unwrap_or_default(), add.prompt_len as usize);
+        self.num_added += 1;
         let sequence = Sequence {
+            serial: self.num_added,
             prompt_len,
             counts: TokenCounts::of(&sampling.penalties, prompt_len, &add.tokens),
             tokens: add.tokens,
