@@ -17,7 +17,8 @@ unsigned char* guarded_slots(size_t count, size_t bytes, const char* what);
 // "kernel k, block (0, 0, 0), thread (1, 0, 0)", while a kernel runs.
 std::string describe_place();
 
-// While it lives, the calling thread runs a kernel: a fault is reported and ends the process.
+// While it lives, the calling thread runs a kernel: a fault is reported and ends the process. Every
+// MILLSTREAM_EMULATOR_PATIENCE_S seconds, 60 by default, a line says where a long one is.
 class FaultReports {
   public:
     FaultReports();

@@ -45,6 +45,8 @@ const std::vector<Test> TESTS = {
     {TEST(load_matrices_from_global_memory_fails), NONE, "which is not shared memory"},
     {TEST(copy_async_from_shared_memory_fails), NONE, "which is not global memory"},
     {TEST(too_much_stack_ends_the_process), NONE, "outside of the stack of a thread"},
+    {TEST(a_kernel_that_does_not_end_is_named), {"MILLSTREAM_EMULATOR_PATIENCE_S=1"},
+     "kernel test_endless, block (0, 0, 0), thread (0, 0, 0): still running"},
     {TEST(a_pointer_to_the_host_fails), NONE, "is not device memory"},
     {TEST(an_access_behind_an_allocation_ends_the_process), NONE,
      "kernel test_wrong_index, block (0, 0, 0), thread (127, 0, 0): touched memory it must not"},

@@ -204,6 +204,11 @@ KERNEL(32) test_deep_stack(unsigned* out, int depth) {
     out[threadIdx.x] = local[depth / 2];
 }
 
+KERNEL(32) test_endless(volatile unsigned* flag) {
+    while (*flag != 1) {
+    }
+}
+
 // What it gives depends on the order of the threads, since a barrier is missing.
 KERNEL(128) test_missing_barrier(unsigned* out) {
     __shared__ unsigned values[128];
@@ -252,6 +257,7 @@ REGISTER_KERNEL(test_wrong_assert)
 REGISTER_KERNEL(test_wrong_memory)
 REGISTER_KERNEL(test_wrong_copy)
 REGISTER_KERNEL(test_deep_stack)
+REGISTER_KERNEL(test_endless)
 REGISTER_KERNEL(test_missing_barrier)
 REGISTER_KERNEL(test_missing_wait)
 REGISTER_KERNEL(test_unwritten)

@@ -36,6 +36,7 @@ void an_assertion_fails();
 void load_matrices_from_global_memory_fails();
 void copy_async_from_shared_memory_fails();
 void too_much_stack_ends_the_process();
+void a_kernel_that_does_not_end_is_named();
 void a_pointer_to_the_host_fails();
 void an_access_behind_an_allocation_ends_the_process();
 void an_access_to_freed_memory_ends_the_process();

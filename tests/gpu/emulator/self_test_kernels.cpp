@@ -1,5 +1,6 @@
 // Tests of what kernels do, the right and the wrong ones of self_test.cu.
 #include <cmath>
+#include <thread>
 
 #include "halves.h"
 #include "self_test.h"
@@ -211,6 +212,15 @@ void test::copy_async_from_shared_memory_fails() {
 void test::too_much_stack_ends_the_process() {
     Buffer<unsigned> out(32);
     try_launch("test_deep_stack", {}, out.address, 32768);
+}
+void test::a_kernel_that_does_not_end_is_named() {
+    Buffer<unsigned> flag(1);
+    std::thread other([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(2500));
+        *reinterpret_cast<volatile unsigned*>(flag.address) = 1;
+    });
+    launch("test_endless", {}, flag.address);
+    other.join();
 }
 void test::a_pointer_to_the_host_fails() {
     unsigned values[32];
