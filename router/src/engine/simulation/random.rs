@@ -15,8 +15,8 @@ const SEED_VARIABLE: &str = "MILLSTREAM_SIMULATION_SEED";
 
 const NUM_SEEDS: u64 = 6000;
 
-/// Seeds within which each planted bug must have been caught.
-const NUM_SEEDS_PLANTED: u64 = 500;
+/// Lives with each kind of worker, in one of which a planted bug must have been caught.
+const NUM_SEEDS_PLANTED: usize = 2000;
 
 /// Actions after which a life that has not ended hangs.
 const MAX_ACTIONS: usize = 30_000;
@@ -300,9 +300,10 @@ fn text(rng: &mut StdRng, len: usize) -> Vec<u32> {
     (0..len).map(|_| rng.random_range(0..20)).collect()
 }
 
-/// Seeds of lives with a worker of this kind.
-fn seeds_of(kind: Kind) -> impl Iterator<Item = u64> {
-    (0..NUM_SEEDS_PLANTED).filter(move |seed| Life::new(*seed, None).kind == kind)
+/// Seeds of lives with a worker of this kind, within which each planted bug must be caught.
+fn planted_seeds(kind: Kind) -> impl Iterator<Item = u64> {
+    let is_of_kind = move |seed: &u64| Life::new(*seed, None).kind == kind;
+    (0..).filter(is_of_kind).take(NUM_SEEDS_PLANTED)
 }
 
 /// Lives one life; a broken rule or a panic is an error.
@@ -345,7 +346,7 @@ fn every_planted_bug_is_caught() {
     ];
     let kinds = [Kind::OneByOne, Kind::Overlapping];
     for (bug, kind) in bugs.into_iter().flat_map(|bug| kinds.map(|kind| (bug, kind))) {
-        let caught = seeds_of(kind).find_map(|seed| {
+        let caught = planted_seeds(kind).find_map(|seed| {
             live(seed, Some(bug), &mut Tally::default()).err().map(|rule| (seed, rule))
         });
         let (seed, rule) = caught.unwrap_or_else(|| panic!("{bug:?} was never noticed: {kind:?}"));
