@@ -23,7 +23,9 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use crate::args::{Device, GenerationConfig, LoadFormat, ModelArgs, ServeArgs, ServerArgs, listen_address};
+use crate::args::{
+    Device, GenerationConfig, LoadFormat, ModelArgs, ServeArgs, ServerArgs, listen_address,
+};
 use crate::banner::Banner;
 use crate::launcher::{self, KillSwitch, RestartPolicy, WorkerCommand};
 use crate::{demo, device, environment, hub, logging, model, signals};

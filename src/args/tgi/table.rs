@@ -172,7 +172,8 @@ pub(super) const TABLE: &[Variable] = &[
     read("COMPUTE_TYPE", "default `cpu`; also a flag"),
     read("CUDA_VISIBLE_DEVICES", "the driver reads it; the first one is used"),
     // The container runtime reads it first, and sets these values by itself.
-    ignored("NVIDIA_VISIBLE_DEVICES", Environment, "the container runtime reads it").unless(&["all", "void", "none"]),
+    ignored("NVIDIA_VISIBLE_DEVICES", Environment, "the container runtime reads it")
+        .unless(&["all", "void", "none"]),
     ignored("ZE_AFFINITY_MASK", Environment, NVIDIA_ONLY),
     ignored("XPU_MEMORY_FRACTION", Environment, NVIDIA_ONLY),
     ignored("OMP_NUM_THREADS", Environment, "CPU_THREADS sets the compute threads"),
