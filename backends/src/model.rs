@@ -1,7 +1,4 @@
 //! What a worker runs: a real model, or the mock.
-//!
-//! A [`Model`] computes a batch while the caller waits; a device that runs by itself is a
-//! [`Pipeline`](crate::Pipeline).
 
 use std::time::Duration;
 
@@ -24,7 +21,7 @@ pub trait Model: Send {
     fn reset(&mut self);
 
     /// Computes the batch. One result per row, in order: `None` for a row that does not sample.
-    fn forward(&mut self, batch: &Batch<'_>) -> Vec<RowResult>;
+    fn forward(&mut self, batch: &Batch<'_>) -> Vec<Result<Option<SampledToken>, RowFailure>>;
 
     /// Of the last `forward`: the log-probabilities that rows report of their prompts (see
     /// [`BatchRow::reported`](crate::BatchRow::reported)), each with the row's index, in the order
@@ -44,8 +41,31 @@ pub trait Model: Send {
     }
 }
 
-/// What a row comes to: a token, if it samples.
-pub type RowResult = Result<Option<SampledToken>, RowFailure>;
+impl<M: Model + ?Sized> Model for Box<M> {
+    fn info(&self) -> &WorkerInfo {
+        (**self).info()
+    }
+
+    fn reset(&mut self) {
+        (**self).reset();
+    }
+
+    fn forward(&mut self, batch: &Batch<'_>) -> Vec<Result<Option<SampledToken>, RowFailure>> {
+        (**self).forward(batch)
+    }
+
+    fn take_prompt_logprobs(&mut self) -> Vec<(u32, SampledLogprobs)> {
+        (**self).take_prompt_logprobs()
+    }
+
+    fn grammars(&self) -> Option<&Grammars> {
+        (**self).grammars()
+    }
+
+    fn sample_time(&self) -> Duration {
+        (**self).sample_time()
+    }
+}
 
 /// A token drawn from a row's logits.
 #[derive(Clone, Debug, PartialEq)]

@@ -22,7 +22,8 @@ pub struct Blas {
     gpu: Gpu,
 }
 
-// SAFETY: the handle may be used by any thread, one at a time, and is used through its GPU's thread.
+// SAFETY: the handle may be used by any thread, one at a time, and is used through its GPU's
+// thread.
 #[allow(unsafe_code)]
 unsafe impl Send for Blas {}
 

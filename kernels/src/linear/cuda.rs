@@ -72,7 +72,8 @@ impl Cut {
         let slices = steps.div_ceil(MAX_STEPS);
         // Each warp has two steps at least, where there are that many.
         let share = (steps / slices / 2).clamp(1, SKINNY_WARPS);
-        let warps_per_tile = if share.is_power_of_two() { share } else { share.next_power_of_two() / 2 };
+        let warps_per_tile =
+            if share.is_power_of_two() { share } else { share.next_power_of_two() / 2 };
         let steps = steps.div_ceil(slices);
         Self { tiles: out_features.div_ceil(TILE), slices, steps, warps_per_tile }
     }
@@ -177,8 +178,7 @@ impl Linear {
         let Gemm { x, w, out, shape: [tokens, n, k] } = product;
         let grid = [(n as u32).div_ceil(PLAIN_ROWS), 1, 1];
         let launch = Launch { grid, block: PLAIN_THREADS, shared: 0 };
-        let args =
-            [x.into(), w.into(), out.into(), is_f32(out), tokens.into(), n.into(), k.into()];
+        let args = [x.into(), w.into(), out.into(), is_f32(out), tokens.into(), n.into(), k.into()];
         let name = format!("linear_plain_{}", check::suffix(w, "w")?);
         // SAFETY: the arguments are the kernel's, and `linear` has checked the shapes.
         unsafe { self.gpu().launch(&MODULE, &name, launch, &args)? };

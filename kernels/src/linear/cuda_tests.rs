@@ -21,7 +21,8 @@ fn tolerance(dtype: DType, in_features: usize) -> f32 {
 
 /// The product of random numbers with the formula, for each number of tokens.
 fn check(gpu: &Gpu, linear: &Linear, [n, k]: [usize; 2], dtype: DType) {
-    let [x, w] = [(1, 33), (2, n)].map(|(seed, rows)| values(&random_tensor(seed, &[rows, k], dtype)));
+    let [x, w] =
+        [(1, 33), (2, n)].map(|(seed, rows)| values(&random_tensor(seed, &[rows, k], dtype)));
     let expected = reference::linear(&x, &w, &[], k);
     let weight = Weight { elements: upload(gpu, &w, dtype), out_features: n, in_features: k };
     for tokens in TOKENS {
@@ -111,8 +112,8 @@ fn what_is_not_aligned_is_multiplied_all_the_same() {
     let Some(gpu) = gpu() else { return };
     let linear = Linear::new(&gpu).unwrap();
     let (tokens, n, k) = (5, 9, 64);
-    let [x, w] =
-        [(1, tokens), (2, n)].map(|(seed, rows)| values(&random_tensor(seed, &[rows, k], DType::F16)));
+    let [x, w] = [(1, tokens), (2, n)]
+        .map(|(seed, rows)| values(&random_tensor(seed, &[rows, k], DType::F16)));
     let expected = reference::linear(&x, &w, &[], k);
     let shifted = |values: &[f32]| {
         upload(&gpu, &[&[9.0], values].concat(), DType::F16).slice(1..values.len() + 1)
@@ -128,7 +129,8 @@ fn products_can_be_recorded() {
     let Some(gpu) = gpu() else { return };
     let linear = Linear::new(&gpu).unwrap();
     let (n, k, dtype) = (24, 4104, DType::BF16);
-    let [x, w] = [(1, 20), (2, n)].map(|(seed, rows)| values(&random_tensor(seed, &[rows, k], dtype)));
+    let [x, w] =
+        [(1, 20), (2, n)].map(|(seed, rows)| values(&random_tensor(seed, &[rows, k], dtype)));
     let expected = reference::linear(&x, &w, &[], k);
     let (x, elements) = (upload(&gpu, &x, dtype), upload(&gpu, &w, dtype));
     let weight = Weight { elements, out_features: n, in_features: k };
@@ -171,7 +173,8 @@ fn wrong_arguments_are_named() {
     let Some(gpu) = gpu() else { return };
     let linear = Linear::new(&gpu).unwrap();
     let array = |dtype, len| gpu.zeros(dtype, len).unwrap();
-    let weight = |elements, out_features, in_features| Weight { elements, out_features, in_features };
+    let weight =
+        |elements, out_features, in_features| Weight { elements, out_features, in_features };
     let w = weight(array(DType::F16, 12), 3, 4);
     let product = |x: &Array, w: &Weight, out: &Array| linear.linear(x, w, out);
     let [x, out] = [8, 6].map(|len| array(DType::F16, len));

@@ -5,12 +5,13 @@
 //     slice_steps * 64 * 8 or 16 elements; one block on a multiprocessor
 //   linear_plain_*    any sizes, also f32; T <= 16
 //     grid (N / 8)   block 256: a warp computes out[:, n]
-//   traffic: N * K elements of w; x once per block, from L2. 85 % of peak where w is 16 MiB or more.
+//   traffic: w read once; x once per block, from L2 -> bound by memory, target 80 % of peak for w
+//     of 32 MiB, 95 % for 256 MiB: 2 us go by before the first and after the last load.
 //
-// A warp of linear_skinny multiplies 16 rows of w, a tile, with all tokens: w is the A of the tensor
-// cores, x their B. The sum over k may go through k in any order, if x is read in the same one. So a
-// lane reads 8 neighbouring k of a row at once, and uses them as the four pairs that two products
-// want of it: pair p of products j = 0, 1 takes k = 8p + 4j, .., 8p + 4j + 3 of 32 k.
+// A warp of linear_skinny multiplies 16 rows of w, a tile, with all tokens: w is the A of the
+// tensor cores, x their B. The sum over k may go through k in any order, if x is read in the same
+// one. So a lane reads 8 neighbouring k of a row at once, and uses them as the four pairs that two
+// products want of it: pair p of products j = 0, 1 takes k = 8p + 4j, .., 8p + 4j + 3 of 32 k.
 //
 //   slices: K in parts of at most 4096, equal to one step, so that x of 16 tokens fits in shared
 //     memory: one for each blockIdx.y
@@ -19,8 +20,8 @@
 //
 // The loads of DEPTH steps are under way, 96 KiB in a block, also while a tile is finished: nothing
 // but the first of them is waited for. What its warps and slices give for a tile is added up in
-// their order, the slices by whoever comes last. So the bits of out[t, n] depend on row t, row n and
-// (N, K), not on T or on the grid.
+// their order, the slices by whoever comes last. So the bits of out[t, n] depend on row t, row n
+// and (N, K), not on T or on the grid.
 #include "../linear/plain.cuh"
 
 constexpr int SKINNY_WARPS = 16, SKINNY_THREADS = SKINNY_WARPS * WARP;
@@ -147,9 +148,9 @@ __device__ __forceinline__ void add(Vec<float>& sum, const Vec<float>& more) {
     for (int i = 0; i < 4; i++) sum.at[i] += more.at[i];
 }
 
-// One warp adds up a tile: first its warps, whose sums begin at `shared`, then, if there are several
-// slices, those of all slices, once all are there. A lane has tokens lane / 4, lane / 4 + 8, .. and
-// rows 4 * (lane % 4), ...
+// One warp adds up a tile: first its warps, whose sums begin at `shared`, then, if there are
+// several slices, those of all slices, once all are there. A lane has tokens lane / 4, lane / 4 +
+// 8, .. and rows 4 * (lane % 4), ...
 //   partials `[tiles, slices, 8 * NT, 16]`; counters `[tiles]`, 0 before and after
 template <typename T, int NT>
 __device__ void finish(const Skinny<T>& s, int tile, const float* shared, void* out, bool is_f32,
@@ -196,7 +197,8 @@ __device__ __forceinline__ void linear_skinny(const T* x, const T* w, void* out,
                                               int num_n, int num_k, int warps_per_tile) {
     constexpr int SUMS = 8 * NT * TILE;  // of a warp
     DYNAMIC_SHARED(shared);
-    float* shared_sums = reinterpret_cast<float*>(shared);  // of the warps, of this pass and the last
+    // The sums of the warps, of this pass and of the one before; then x.
+    float* shared_sums = reinterpret_cast<float*>(shared);
     Pairs* shared_x = reinterpret_cast<Pairs*>(shared_sums + 2 * SKINNY_WARPS * SUMS);
 
     int warp = threadIdx.x / WARP, slice = blockIdx.y, slices = gridDim.y;

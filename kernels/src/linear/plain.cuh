@@ -5,9 +5,9 @@
 
 constexpr int PLAIN_ROWS = 16;
 
-// sums[t] = sum_k x[rows[t], k] * w[k] for t < count; x `[.., num_k]`. All lanes of a warp come here,
-// and all get the sums. Lane l adds up k = l, l + 32, .., then the lanes are added up: an order that
-// depends on num_k alone. w is read once.
+// sums[t] = sum_k x[rows[t], k] * w[k] for t < count; x `[.., num_k]`. All lanes of a warp come
+// here, and all get the sums. Lane l adds up k = l, l + 32, .., then the lanes are added up: an
+// order that depends on num_k alone. w is read once.
 template <typename T>
 __device__ __forceinline__ void plain_products(float (&sums)[PLAIN_ROWS], const T* x,
                                                const int (&rows)[PLAIN_ROWS], int count, const T* w,

@@ -1,9 +1,9 @@
-// Combine: out[t] = sum_k weights[t, k] * y[row(t, k)] + shared[t], summed in f32 in the order of k.
+// Combine: out[t] = sum_k weights[t, k] * y[row(t, k)] + shared[t], added up in the order of k.
 //
 //   grid (T, hidden / (256 vectors))   block 256: a thread has 16 bytes of a token's row, or, where
 //     hidden is no multiple of that, one element
-//   traffic: top_k rows of y read once, out written once -> bound by memory, 85 % of peak for many
-//     tokens.
+//   traffic: top_k rows of y read once, out written once -> bound by memory, target 85 % of
+//     peak for many tokens.
 #include "device.cuh"
 
 constexpr int THREADS = 256;
@@ -29,10 +29,12 @@ __device__ __forceinline__ void combine(const T* y, const unsigned* row_of_choic
     float sums[N] = {};
     for (int first = 0; first < top_k; first += AT_ONCE) {
         unsigned rows[AT_ONCE];
+        float factors[AT_ONCE];
         P parts[AT_ONCE];
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
             rows[i] = first + i < top_k ? row_of_choice[first + i] : PAD;
+            factors[i] = first + i < top_k ? weights[first + i] : 0.0f;
         }
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
@@ -42,9 +44,10 @@ __device__ __forceinline__ void combine(const T* y, const unsigned* row_of_choic
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
             if (rows[i] == PAD) continue;  // of a token that is padding, or beyond top_k
-            float weight = weights[first + i];
 #pragma unroll
-            for (int j = 0; j < N; j++) sums[j] = fmaf(weight, to_float(parts[i].at[j]), sums[j]);
+            for (int j = 0; j < N; j++) {
+                sums[j] = fmaf(factors[i], to_float(parts[i].at[j]), sums[j]);
+            }
         }
     }
     P part = {};
@@ -57,7 +60,8 @@ __device__ __forceinline__ void combine(const T* y, const unsigned* row_of_choic
     *reinterpret_cast<P*>(out + token * hidden + h) = part;
 }
 
-// y `[rows, hidden]`; row_of_choice, weights `[T, top_k]`; shared, out `[T, hidden]`, shared or null.
+// y `[rows, hidden]`; row_of_choice, weights `[T, top_k]`; shared, out `[T, hidden]`, shared or
+// null.
 #define MOE_COMBINE(name, T, N)                                                                   \
     KERNEL(THREADS)                                                                               \
     name(const T* y, const unsigned* row_of_choice, const float* weights, const T* shared, T* out, \

@@ -2,13 +2,13 @@
 // tokens; and the tiles of rows that grouped products work through.
 //
 //   grid (T * top_k / 1024, at least 1)   block 1024   shared 12.3 KiB
-//   traffic: each block reads all T * top_k experts, from L2. 3 us for up to 1024 choices, 12 us for
-//     65536: nothing beside the products.
+//   traffic: each block reads all T * top_k experts, from L2. 3 us for up to 1024 choices, 12 us
+//     for 65536: nothing beside the products.
 //
 // A block gives rows to 1024 choices, t * top_k + k. For that it counts how often each expert is
-// chosen, and how often before its own choices: counts are the same in whatever order they are made.
-// Its own choices it numbers warp by warp, in their order. So no block waits for another, and the
-// rows are those of a stable sort.
+// chosen, and how often before its own choices: counts are the same in whatever order they are
+// made. Its own choices it numbers warp by warp, in their order. So no block waits for another, and
+// the rows are those of a stable sort.
 #include "device.cuh"
 
 constexpr int CHOICES = 1024;      // of a block; one for each thread

@@ -1,11 +1,11 @@
-// Grouped linear: out[r, n] = sum_k x[row(r), k] * w[e(r), n, k] + bias[e(r), n], where the rows of an
-// expert are neighbours (moe_group.cu) and are given as tiles of one expert's rows.
+// Grouped linear: out[r, n] = sum_k x[row(r), k] * w[e(r), n, k] + bias[e(r), n], where the rows of
+// an expert are neighbours (moe_group.cu) and are given as tiles of one expert's rows.
 //
-//   moe_linear_*_16, _64, _128   bf16, f16; tiles of up to so many rows; num_k a multiple of 8, x and
-//     w 16-byte aligned
+//   moe_linear_*_16, _64, _128   bf16, f16; tiles of up to so many rows; num_k a multiple of 8, x
+//     and w 16-byte aligned
 //     grid (N / 128, most tiles)   block 128   dynamic shared: 4 or 3 stages of (tile + 128) * 128
 //     bytes: 72, 72 and 96 KiB, so 3, 3 and 2 blocks on a multiprocessor with 227 KiB
-//   moe_linear_plain_*           any sizes, also f32; tiles of up to 16 rows
+//   moe_linear_plain_*           any sizes, also f32; tiles of any number of rows
 //     grid (N / 8, most tiles)     block 256: a warp computes out[tile, n]
 //   traffic: w of an expert once per tile of its rows, from memory once, since its blocks run side
 //     by side; x of a tile once per 128 n, from L2. Few rows: bound by reading w, three blocks have
@@ -245,20 +245,23 @@ __device__ __forceinline__ void moe_linear_plain(const T* x, const T* w, const f
     if (!find_tile(tile, tiles, num_tiles)) return;
     int n = blockIdx.x * (PLAIN_THREADS / WARP) + threadIdx.x / WARP;
     if (n >= num_n) return;
-    int rows[PLAIN_ROWS];
-#pragma unroll
-    for (int t = 0; t < PLAIN_ROWS; t++) {
-        int at = tile.first + t;
-        rows[t] = t >= tile.rows ? 0 : token_of_row ? int(token_of_row[at]) : at;
-    }
-    float sums[PLAIN_ROWS];
     size_t row = size_t(tile.expert) * num_n + n;
-    plain_products(sums, x, rows, tile.rows, w + row * num_k, num_k);
+    for (int first = 0; first < tile.rows; first += PLAIN_ROWS) {
+        int rows[PLAIN_ROWS];
 #pragma unroll
-    for (int t = 0; t < PLAIN_ROWS; t++) {
-        if (t >= tile.rows || threadIdx.x % WARP != t) continue;
-        float sum = sums[t] + (bias ? bias[row] : 0);
-        out[size_t(tile.first + t) * num_n + n] = from_float<T>(sum);
+        for (int t = 0; t < PLAIN_ROWS; t++) {
+            int at = tile.first + min(first + t, tile.rows - 1);
+            rows[t] = token_of_row ? token_of_row[at] : at;
+        }
+        float sums[PLAIN_ROWS];
+        int count = min(PLAIN_ROWS, tile.rows - first);
+        plain_products(sums, x, rows, count, w + row * num_k, num_k);
+#pragma unroll
+        for (int t = 0; t < PLAIN_ROWS; t++) {
+            if (t >= count || threadIdx.x % WARP != t) continue;
+            float sum = sums[t] + (bias ? bias[row] : 0);
+            out[size_t(tile.first + first + t) * num_n + n] = from_float<T>(sum);
+        }
     }
 }
 

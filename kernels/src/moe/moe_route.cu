@@ -4,10 +4,11 @@
 //   traffic: logits read once; nothing else counts. Bound by the latency of choosing top_k times in
 //     turn: some 100 cycles each, 1 us for 8 of 128.
 //
-// What is chosen by is kept as a number without a sign whose order is that of the choices, with a NaN
-// above all, and 0 for what cannot be chosen (any more). A warp's lanes hold every 32nd of them, so a
-// choice is the largest over lanes of what each lane knows to be the largest of its own, and of those
-// that are equal the smallest id. Then only the lane that had it looks through its own again.
+// What is chosen by is kept as a number without a sign whose order is that of the choices, with a
+// NaN above all, and 0 for what cannot be chosen (any more). A warp's lanes hold every 32nd of
+// them, so a choice is the largest over lanes of what each lane knows to be the largest of its own,
+// and of those that are equal the smallest id. Then only the lane that had it looks through its own
+// again.
 #include "device.cuh"
 
 constexpr int WARPS = 4, THREADS = WARPS * WARP;

@@ -49,8 +49,8 @@ pub fn combine(
         (top_k as i32).into(),
         check::count("out", hidden)?.into(),
     ];
-    // SAFETY: the arguments are the kernel's, the lengths were checked, and the grouping has no rows
-    // but those of its shape.
+    // SAFETY: the arguments are the kernel's, the lengths were checked, and the grouping has no
+    // rows but those of its shape.
     unsafe { gpu.launch(&MODULE, &name, launch, &args)? };
     Ok(())
 }

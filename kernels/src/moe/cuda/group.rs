@@ -83,8 +83,8 @@ pub struct Grouping {
 }
 
 impl Grouping {
-    /// The grouping of `shape` in `memory`, u32, at least [`Shape::words`] of them. It holds nothing
-    /// before it is filled.
+    /// The grouping of `shape` in `memory`, u32, at least [`Shape::words`] of them. It holds
+    /// nothing before it is filled.
     pub fn new(memory: &Array, shape: Shape) -> Result<Self> {
         let wrong = |argument, rule: String, found: usize| {
             Err(KernelError::Value { argument, rule, found: found.to_string() })

@@ -41,8 +41,8 @@ pub enum Rows {
     Grouped,
 }
 
-/// Writes `x[row(r)] @ w[e(r)]^T + bias[e(r)]` to row r of `out` `[T * top_k, N]`, for the rows that
-/// `grouping` has; the others stay as they are. x and out are of w's type.
+/// Writes `x[row(r)] @ w[e(r)]^T + bias[e(r)]` to row r of `out` `[T * top_k, N]`, for the rows
+/// that `grouping` has; the others stay as they are. x and out are of w's type.
 #[allow(unsafe_code)]
 pub fn linear(
     gpu: &Gpu,
@@ -52,7 +52,7 @@ pub fn linear(
     out: &Array,
 ) -> Result<()> {
     let (n, k, shape) = (w.out_features, w.in_features, grouping.shape);
-    check(x, rows, w, grouping, out)?;
+    check_arrays(x, rows, w, grouping, out)?;
     let (name, launch) = kernel(x, w, grouping, out)?;
     let args = [
         x.into(),
@@ -68,8 +68,8 @@ pub fn linear(
     if shape.choices() == 0 {
         return Ok(());
     }
-    // SAFETY: the arguments are the kernel's; lengths and alignment were checked, and the tiles have
-    // rows and experts of the shape alone.
+    // SAFETY: the arguments are the kernel's; lengths and alignment were checked, and the tiles
+    // have rows and experts of the shape alone.
     unsafe { gpu.launch(&MODULE, &name, launch, &args)? };
     Ok(())
 }
@@ -90,17 +90,25 @@ fn kernel(x: &Array, w: &Experts, grouping: &Grouping, out: &Array) -> Result<(S
         return Ok((format!("moe_linear_plain_{suffix}"), launch));
     }
     let rows = shape.tile_rows();
-    // What is under way beside what is computed: for few rows more, as there reading is what counts.
+    // What is under way beside what is computed: for few rows more, as there reading is what
+    // counts.
     let stages = if rows == 16 { 4 } else { 3 };
     let launch = Launch {
         grid: [n.div_ceil(TILE_N), tiles as u32, 1],
         block: THREADS,
-        shared: (stages * (rows + TILE_N as usize) * STEP * w.elements.dtype().size_in_bytes()) as u32,
+        shared: (stages * (rows + TILE_N as usize) * STEP * w.elements.dtype().size_in_bytes())
+            as u32,
     };
     Ok((format!("moe_linear_{suffix}_{rows}"), launch))
 }
 
-fn check(x: &Array, rows: Rows, w: &Experts, grouping: &Grouping, out: &Array) -> Result<()> {
+fn check_arrays(
+    x: &Array,
+    rows: Rows,
+    w: &Experts,
+    grouping: &Grouping,
+    out: &Array,
+) -> Result<()> {
     let (n, k, shape) = (w.out_features, w.in_features, grouping.shape);
     let dtype = w.elements.dtype();
     check::suffix(&w.elements, "w")?;

@@ -1,4 +1,5 @@
-//! Mixture of experts on the GPU: as on the CPU ([`super`]), with nothing that the host has to read.
+//! Mixture of experts on the GPU: as on the CPU ([`super`]), with nothing that the host has to
+//! read.
 //!
 //! ```text
 //! logits   = linear(x, router)             [T, E] f32
@@ -10,11 +11,11 @@
 //! ```
 //!
 //! How many blocks are launched depends on T, `top_k` and `E` alone; how many rows an expert has is
-//! read by the kernels. So all of it can be recorded. A token that is padding has no rows, and costs
-//! nothing but its route.
+//! read by the kernels. So all of it can be recorded. A token that is padding has no rows, and
+//! costs nothing but its route.
 //!
-//! The bits of a token's result depend on the token alone: its sums run in one order in tiles of any
-//! size, and its experts' results are added up in the order of its route.
+//! The bits of a token's result depend on the token alone: its sums run in one order in tiles of
+//! any size, and its experts' results are added up in the order of its route.
 
 mod combine;
 mod group;

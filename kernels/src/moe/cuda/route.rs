@@ -1,4 +1,4 @@
-//! Route on the GPU: the rules of [`mod@crate::moe::route`], and a bias of the router's own.
+//! Route on the GPU: the rules of [`crate::moe::route`], and a bias of the router's own.
 
 use candle_core::DType;
 
@@ -39,7 +39,7 @@ pub fn route(
     [experts, weights]: [&Array; 2],
 ) -> Result<()> {
     let Shape { tokens, top_k, num_experts } = shape;
-    check(shape, router.routing)?;
+    check_rules(shape, router.routing)?;
     check::shape(logits, "logits", DType::F32, &[tokens, num_experts])?;
     check::shape(experts, "experts", DType::U32, &[tokens, top_k])?;
     check::shape(weights, "weights", DType::F32, &[tokens, top_k])?;
@@ -92,7 +92,7 @@ fn order_number(order: Order) -> i32 {
     }
 }
 
-fn check(shape: Shape, routing: &Routing) -> Result<()> {
+fn check_rules(shape: Shape, routing: &Routing) -> Result<()> {
     check_routing(routing, shape.num_experts)?;
     let wrong = |argument, rule, found: usize| {
         Err(KernelError::Value { argument, rule, found: found.to_string() })
