@@ -16,7 +16,7 @@ pub(crate) fn shape(
         let (expected, found) = (dtype.as_str(), array.dtype());
         return Err(KernelError::DType { argument, expected, found });
     }
-    if array.len() != shape.iter().product() {
+    if array.len() != shape.iter().product::<usize>() {
         let expected = shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
         return Err(KernelError::Shape { argument, expected, found: vec![array.len()] });
     }
