@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use millstream_backends::candle::{self, LoadOptions};
 use millstream_backends::mock::{MockConfig, MockGroup, MockModel};
-use millstream_backends::{LoadError, Model, Progress, threads};
+use millstream_backends::{Immediate, LoadError, Pipeline, Progress, threads};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
@@ -89,9 +89,10 @@ fn start_compute_threads(args: &ModelArgs) -> anyhow::Result<()> {
     threads::start(count, args.pin_cpu_threads).context("--cpu-threads")
 }
 
-fn load(args: &ModelArgs, progress: &Progress) -> Result<Box<dyn Model>, LoadError> {
+fn load(args: &ModelArgs, progress: &Progress) -> Result<Box<dyn Pipeline>, LoadError> {
     if let Some(settings) = &args.mock {
-        return Ok(Box::new(MockModel::new(mock_config(settings, args)?)));
+        let mock = MockModel::new(mock_config(settings, args)?);
+        return Ok(Box::new(Immediate::new(mock)));
     }
     let source = model::source(args).map_err(|error| LoadError::Device(error.to_string()))?;
     let options = LoadOptions {
@@ -115,7 +116,7 @@ fn load(args: &ModelArgs, progress: &Progress) -> Result<Box<dyn Model>, LoadErr
         max_batch_tokens: args.max_batch_prefill_tokens.unwrap_or(MAX_BATCH_TOKENS),
         max_model_len: args.max_total_tokens,
     };
-    Ok(Box::new(candle::load(&source, &options, progress)?))
+    Ok(Box::new(Immediate::new(candle::load(&source, &options, progress)?)))
 }
 
 /// Reads `key=value` pairs, separated by commas; what is not named follows the other flags.

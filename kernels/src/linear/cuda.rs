@@ -103,7 +103,7 @@ fn room(tokens: usize) -> usize {
 
 impl Linear {
     /// Loads what products need on `gpu`.
-    pub fn new(gpu: &Gpu) -> Result<Self, CudaError> {
+    pub fn new(gpu: &Gpu) -> std::result::Result<Self, CudaError> {
         /// The sums of a matrix with more tiles and several parts of K would not have room.
         const MOST_TILES: usize = 1 << 15;
         Ok(Self { blas: Blas::new(gpu)?, counters: gpu.zeros(DType::U32, MOST_TILES)? })

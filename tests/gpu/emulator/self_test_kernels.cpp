@@ -1,5 +1,6 @@
 // Tests of what kernels do, the right and the wrong ones of self_test.cu.
 #include <cmath>
+#include <thread>
 
 #include "halves.h"
 #include "self_test.h"
@@ -198,6 +199,28 @@ void test::an_index_that_overflows_fails() {
 void test::an_assertion_fails() {
     Buffer<unsigned> in(counting(32));
     fails("test_wrong_assert", {}, in.address);
+}
+void test::load_matrices_from_global_memory_fails() {
+    Buffer<uint16_t> in(256);
+    Buffer<unsigned> out(32);
+    fails("test_wrong_memory", {}, in.address, out.address);
+}
+void test::copy_async_from_shared_memory_fails() {
+    Buffer<uint16_t> out(32);
+    fails("test_wrong_copy", {}, out.address);
+}
+void test::too_much_stack_ends_the_process() {
+    Buffer<unsigned> out(32);
+    try_launch("test_deep_stack", {}, out.address, 32768);
+}
+void test::a_kernel_that_does_not_end_is_named() {
+    Buffer<unsigned> flag(1);
+    std::thread other([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(2500));
+        *reinterpret_cast<volatile unsigned*>(flag.address) = 1;
+    });
+    launch("test_endless", {}, flag.address);
+    other.join();
 }
 void test::a_pointer_to_the_host_fails() {
     unsigned values[32];

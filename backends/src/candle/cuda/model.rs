@@ -335,6 +335,22 @@ impl CudaModel {
         Ok(())
     }
 
+    /// Computes the batch, and gives the logits of some of its tokens, `[tokens][V]` with `V` as wide
+    /// as the head: for those who compare. It waits for the device.
+    pub fn logits(&mut self, batch: &Batch<'_>, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+        self.start(batch)?;
+        self.flights.pop_back();
+        let Some(begun) = self.begun.take() else { unreachable!("it was just begun") };
+        let mut all = Vec::with_capacity(tokens.len());
+        for tokens in tokens.chunks(self.rows_at_once()) {
+            let rows = self.on.gpu.upload(tokens)?;
+            let logits = self.decoder.logits_of(&self.on, begun.tokens, &rows)?;
+            let logits = self.on.gpu.download::<f32>(&logits)?;
+            all.extend(logits.chunks(self.on.vocab).map(<[f32]>::to_vec));
+        }
+        Ok(all)
+    }
+
     /// Rows whose logits there is room for.
     fn rows_at_once(&self) -> usize {
         self.on.space.logits.len() / self.on.vocab

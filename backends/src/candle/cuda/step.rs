@@ -11,7 +11,7 @@ use crate::{Batch, BatchRow};
 use millstream_kernels::KernelError;
 use millstream_kernels::cuda::{Array, Gpu};
 use millstream_kernels::paged_attention::cuda::{
-    ChunkRows, DecodeRows, PAD, Plan, TILE_QUERIES, TokenRows,
+    DecodeRows, PAD, Plan, PrefillRows, QUERIES, TokenRows, query_tiles,
 };
 use millstream_kernels::sampling::ROW_WORDS;
 use millstream_kernels::step;
@@ -50,7 +50,7 @@ impl Shape {
                 shape.decoding += 1;
             } else {
                 shape.chunks += 1;
-                shape.tiles += row.len.div_ceil(TILE_QUERIES);
+                shape.tiles += row.len.div_ceil(QUERIES);
             }
         }
         shape.sampled = rows.iter().filter(|row| row.sample).count();
@@ -148,16 +148,10 @@ impl Layout {
         fill(&mut words[start], chunks().map(|(row, _)| row.start as u32), 0);
         fill(&mut words[len], chunks().map(|(row, _)| row.len as u32), 0);
         fill(&mut words[first], chunks().map(|(_, start)| *start), 0);
-        // The longest contexts first, so that none of them begins when all others are done.
-        let mut tiles: Vec<(usize, [u32; 2])> = (0..)
-            .zip(chunks())
-            .flat_map(|(index, (row, _))| {
-                let first = (0..row.len).step_by(TILE_QUERIES);
-                first.map(move |query| (row.start + query, [index, query as u32]))
-            })
-            .collect();
-        tiles.sort_by_key(|(position, _)| std::cmp::Reverse(*position));
-        fill(&mut words[self.tiles.clone()], tiles.iter().flat_map(|(_, tile)| *tile), 0);
+        let cut: Vec<(u32, u32)> =
+            chunks().map(|(row, _)| (row.start as u32, row.len as u32)).collect();
+        let tiles = query_tiles(&cut, None);
+        fill(&mut words[self.tiles.clone()], tiles.into_iter().flatten(), PAD);
     }
 
     /// The section that says how rows sample.
@@ -225,13 +219,13 @@ pub(crate) struct GroupPass {
 #[derive(Clone, Debug)]
 pub(crate) struct Chunks {
     rows: [Array; 4],
-    pub(crate) tiles: Array,
+    tiles: Array,
 }
 
 impl Chunks {
-    pub(crate) fn rows(&self) -> ChunkRows<'_> {
+    pub(crate) fn rows(&self) -> PrefillRows<'_> {
         let [slot, start, len, first] = &self.rows;
-        ChunkRows { slot, start, len, first }
+        PrefillRows { slot, start, len, first, tiles: &self.tiles }
     }
 }
 

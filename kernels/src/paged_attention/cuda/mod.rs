@@ -13,12 +13,14 @@
 
 mod decode;
 mod plan;
+mod prefill;
 mod simple;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{decode, takes, workspace_bytes};
 pub use plan::{DecodeRows, Plan};
+pub use prefill::{PrefillRows, QUERIES, max_query_tiles, prefill, query_tiles};
 pub use simple::{TokenRows, simple};
 
 use candle_core::DType;
