@@ -3,7 +3,7 @@
 // The up to 16 query heads of a kv head are the 16 rows of mma.m16n8k16, so keys and values are
 // read once for all of them; more heads take more passes, which run beside each other and find the
 // tiles in the L2 cache. A piece of work is (item, kv head, pass). Warp w of a block computes tiles
-// w, w + 4, .. of the split by itself, with a softmax of its own; the block's four are merged at
+// w, w + 4, .. of the item by itself, with a softmax of its own; the block's four are merged at
 // the end, warp after warp.
 //   grid (multiprocessors * blocks at once), fixed: blocks take every gridDim.x-th piece of work
 //   block 128   shared: a ring of tiles per warp, and the queries or what is merged
@@ -70,10 +70,9 @@ struct Work {
         num_heads = min(group - pass * ROWS, ROWS);
     }
 
-    // Where the first tile of `warp` begins; tiles are dealt to warps by absolute position.
+    // Where the first tile of `warp` begins; its next ones follow at a distance of WARPS tiles.
     __device__ __forceinline__ int first_tile(int warp) const {
-        int tile = item.begin / TILE;
-        return (tile + (warp - tile % WARPS + WARPS) % WARPS) * TILE;
+        return (item.begin / TILE + warp) * TILE;
     }
 };
 

@@ -68,8 +68,8 @@ __device__ __forceinline__ int size_that_fits(const unsigned* context_len, int r
 
 }  // namespace
 
-// slot, context_len, token [rows]; first_item [rows]; row_partials [rows + 1]: the partials of row r
-// are row_partials[r].., up to those of the next row.
+// slot, context_len, token [rows]; first_item [rows]; row_partials [rows + 1]: the partials of row
+// r are row_partials[r].., up to those of the next row.
 KERNEL(THREADS)
 paged_attention_plan(const unsigned* slot, const unsigned* context_len, const unsigned* token,
                      int rows, int window, int max_items, unsigned* num_items, Item* items,

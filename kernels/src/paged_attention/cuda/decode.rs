@@ -29,12 +29,7 @@ pub fn workspace_bytes(max_items: usize, heads: usize, head_size: usize) -> usiz
 ///
 /// Tokens that are not the query of a row, and rows of padding, are left as they are. A row's
 /// result does not depend on the others as long as the plan has room for all splits.
-pub fn decode(
-    gpu: &Gpu,
-    attention: &Attention<'_>,
-    plan: &Plan,
-    workspace: &Array,
-) -> Result<()> {
+pub fn decode(gpu: &Gpu, attention: &Attention<'_>, plan: &Plan, workspace: &Array) -> Result<()> {
     let Attention { q, cache, params, out } = *attention;
     attention.check()?;
     let (dtype, head_size) = (q.values.dtype(), q.head_size);

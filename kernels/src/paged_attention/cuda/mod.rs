@@ -5,6 +5,7 @@
 //! `tables[s, j / B]`, at offset `j % B`.
 //!
 //! - [`decode()`] is for rows with one query each, in halves, of the head sizes of most models;
+//! - [`prefill()`] is for rows with several queries, of the same types and sizes;
 //! - [`simple()`] is for whatever else there is: any head size, f32, decode and chunks alike.
 //!
 //! Slots, lengths and tables lie on the device and change from step to step, so they cannot be
@@ -147,6 +148,7 @@ fn window(window: Option<u32>) -> i32 {
 }
 
 /// `argument` breaks `rule`.
+#[allow(clippy::needless_pass_by_value, reason = "callers have numbers and texts of their own")]
 fn value(argument: &'static str, rule: &str, found: impl ToString) -> KernelError {
     KernelError::Value { argument, rule: rule.to_owned(), found: found.to_string() }
 }

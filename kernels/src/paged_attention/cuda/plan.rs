@@ -10,7 +10,7 @@ use crate::cuda::{Array, Gpu, Launch, Module, check, module};
 static MODULE: Module = module!("paged_attention_plan");
 
 /// Positions of a split (`SPLIT` of `paged_attention_split.cuh`).
-pub const SPLIT: usize = 256;
+pub(super) const SPLIT: usize = 256;
 
 /// u32s of an item (`Item` there).
 const ITEM: usize = 8;
@@ -45,9 +45,9 @@ pub struct Plan {
 impl Plan {
     /// How many items a step of `rows` rows usually has room for: enough to keep a device busy.
     ///
-    /// A step whose rows have more of [`SPLIT`] positions gets longer splits, so that a row's sums
-    /// are in another order than they are alone. With `ceil(positions / SPLIT)` for each row they
-    /// never are.
+    /// A step whose rows have more splits of 256 positions gets longer ones, so that a row's sums
+    /// are in another order than they are alone. With an item for each 256 positions that a row
+    /// may have, and one more for each row, they never are.
     pub fn max_items(rows: usize) -> usize {
         4096 + rows
     }
@@ -60,12 +60,7 @@ impl Plan {
 
     /// A plan in `memory`, `[`[`Plan::len`]`]` u32, for `rows` rows of a step and layers with
     /// `window`; it says nothing until it is made.
-    pub fn new(
-        memory: &Array,
-        rows: usize,
-        max_items: usize,
-        window: Option<u32>,
-    ) -> Result<Self> {
+    pub fn new(memory: &Array, rows: usize, max_items: usize, window: Option<u32>) -> Result<Self> {
         check::shape(memory, "plan", DType::U32, &[Self::len(rows, max_items)])?;
         check::aligned(memory, "plan")?;
         if max_items < rows {

@@ -1,13 +1,13 @@
 //! What is promised of paged attention on the GPU, against its formula in f64.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::DType;
 
 use super::plan::SPLIT;
 use super::*;
 use crate::cuda::Gpu;
 use crate::cuda::testing::{close, download, gpu, upload};
 use crate::paged_attention::{AttentionParams, reference};
-use crate::testing::{assert_error, random, random_tensor, values};
+use crate::testing::{assert_close, assert_error, random, random_tensor, values};
 
 const HALVES: [DType; 2] = [DType::BF16, DType::F16];
 
@@ -25,22 +25,26 @@ const LLAMA: Layer =
     Layer { dtype: DType::BF16, heads: 4, kv_heads: 2, head_size: 64, block_size: 16 };
 
 /// What a case has of [`Params`], on the host.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Rules {
     window: Option<u32>,
     softcap: Option<f32>,
     sinks: bool,
 }
 
+const RULES: Rules = Rules { window: None, softcap: None, sinks: false };
+
 /// What is in the memory that nobody wrote to.
 const UNTOUCHED: f32 = 7.0;
 
-/// A step on the device, one query for each entry of `contexts`, and what has to come of it.
+/// A step on the device, and what has to come of it.
 struct Step {
     layer: Layer,
     rules: Rules,
     scale: f32,
     rows: usize,
+    /// Of each row.
+    queries: usize,
     /// The queries, in rows with something behind them, as in projections.
     q: Array,
     stride: usize,
@@ -57,14 +61,27 @@ struct Step {
 }
 
 impl Step {
-    /// Rows are in an order of their own in slots and tokens; there are more of both than rows.
-    /// Caches are NaN where a row's query sees nothing, and tables are nonsense. A context of 0 is
-    /// a row of padding. What is in a row depends on its context alone.
+    /// One query for each entry of `contexts`, at its last position.
     fn new(gpu: &Gpu, layer: Layer, contexts: &[usize], rules: Rules) -> Self {
+        Self::of_chunks(gpu, layer, contexts, 1, rules)
+    }
+
+    /// `queries` queries for each entry of `contexts`, at its last positions.
+    ///
+    /// Slots are in another order than rows, and there are more of them, and of tokens. Caches are
+    /// NaN where no query of a row sees anything, and tables are nonsense there. A context of 0 is
+    /// a row of padding. What is in a row depends on its context alone.
+    fn of_chunks(
+        gpu: &Gpu,
+        layer: Layer,
+        contexts: &[usize],
+        queries: usize,
+        rules: Rules,
+    ) -> Self {
         let Layer { dtype, heads, kv_heads, head_size, block_size } = layer;
         let (rows, longest) = (contexts.len(), contexts.iter().copied().max().unwrap_or(0));
         let max_blocks = longest.div_ceil(block_size) + 1;
-        let (slots, tokens) = (rows + 3, rows + 2);
+        let (slots, tokens) = (rows + 3, rows * queries + 2);
         let num_blocks = slots * max_blocks;
         let order = shuffled(num_blocks);
         let stride = (heads + 2 * kv_heads) * head_size;
@@ -82,18 +99,20 @@ impl Step {
             softcap: rules.softcap,
             sinks: rules.sinks.then_some(&sinks),
         };
-        for (row, &context) in contexts.iter().enumerate().filter(|(_, &context)| context > 0) {
-            let (s, t) = (slots - 1 - row, (row + 1) % tokens);
+        for (row, &context) in contexts.iter().enumerate().filter(|&(_, &context)| context > 0) {
+            let (s, t) = (slots - 1 - row, row * queries + 1);
             (slot[row], token[row]) = (s as u32, t as u32);
             let seed = 10 * context as u64;
             let rounded = |seed, shape: &[usize], factor: f64| {
                 let x = (random_tensor(seed, shape, DType::F32) * factor).unwrap();
                 values(&x.to_dtype(dtype).unwrap())
             };
-            let query = rounded(seed, &[heads, head_size], 3.0);
+            let query = rounded(seed, &[queries, heads, head_size], 3.0);
             let texts = [1, 2].map(|i| rounded(seed + i, &[context, kv_heads, head_size], 1.0));
-            q[t * stride..][..query.len()].copy_from_slice(&query);
-            let first = params.first_seen(context - 1);
+            for (i, query) in query.chunks(heads * head_size).enumerate() {
+                q[(t + i) * stride..][..query.len()].copy_from_slice(query);
+            }
+            let first = params.first_seen(context - queries);
             for position in first..context {
                 let in_table = s * max_blocks + position / block_size;
                 tables[in_table] = order[in_table] as u32;
@@ -108,7 +127,7 @@ impl Step {
             }
             let shape = [heads, kv_heads, head_size];
             let out = reference::attention(&query, &texts[0], &texts[1], shape, &params);
-            expected[t * out.len()..][..out.len()].copy_from_slice(&out);
+            expected[t * heads * head_size..][..out.len()].copy_from_slice(&out);
         }
         let [k, v] = caches.map(|cache| upload(gpu, &cache, dtype));
         Self {
@@ -116,6 +135,7 @@ impl Step {
             rules,
             scale: params.scale,
             rows,
+            queries,
             q: upload(gpu, &q, dtype),
             stride,
             k,
@@ -169,11 +189,13 @@ impl Step {
     fn simple(&self, gpu: &Gpu) -> Vec<f32> {
         let [token, context_len] =
             [&self.token, &self.context_len].map(|array| gpu.download::<u32>(array).unwrap());
-        let tokens = self.rows + 2;
+        let tokens = self.rows * self.queries + 2;
         let (mut row_of_token, mut positions) = (vec![PAD; tokens], vec![PAD; tokens]);
-        for (row, &token) in token.iter().enumerate().filter(|(_, &token)| token != PAD) {
-            row_of_token[token as usize] = row as u32;
-            positions[token as usize] = context_len[row] - 1;
+        for (row, &token) in token.iter().enumerate().filter(|&(_, &token)| token != PAD) {
+            for i in 0..self.queries {
+                row_of_token[token as usize + i] = row as u32;
+                positions[token as usize + i] = context_len[row] - (self.queries - i) as u32;
+            }
         }
         let rows = TokenRows {
             slot: &self.slot,
@@ -193,10 +215,18 @@ fn shuffled(len: usize) -> Vec<usize> {
     order
 }
 
+/// Asserts that each element is what is expected, but for two roundings to `dtype`: that of the
+/// weights before they meet the values, none of which is above 1, and that of the result.
+#[track_caller]
+fn near(found: &[f32], expected: &[f32], dtype: DType, case: &str) {
+    let tolerance = if dtype == DType::F16 { 1.0 / 1024.0 } else { 1.0 / 128.0 };
+    assert_close(found, expected, tolerance, case);
+}
+
 fn check_decode(gpu: &Gpu, layer: Layer, contexts: &[usize], rules: Rules) {
     let step = Step::new(gpu, layer, contexts, rules);
     let found = step.decode(gpu, Plan::max_items(contexts.len()));
-    close(&found, &step.expected, layer.dtype, &format!("{layer:?}, {contexts:?}, {rules:?}"));
+    near(&found, &step.expected, layer.dtype, &format!("{layer:?}, {contexts:?}, {rules:?}"));
 }
 
 fn check_simple(gpu: &Gpu, layer: Layer, contexts: &[usize], rules: Rules) {
@@ -210,9 +240,9 @@ fn decode_is_the_formula_around_the_ends_of_tiles_and_splits() {
     let Some(gpu) = gpu() else { return };
     let contexts = [1, 0, 15, 16, 17, 63, 64, 65, SPLIT - 1, SPLIT, SPLIT + 1, 3 * SPLIT + 20];
     for dtype in HALVES {
-        check_decode(&gpu, Layer { dtype, ..LLAMA }, &contexts, Rules::default());
+        check_decode(&gpu, Layer { dtype, ..LLAMA }, &contexts, RULES);
     }
-    check_decode(&gpu, Layer { block_size: 48, ..LLAMA }, &contexts, Rules::default());
+    check_decode(&gpu, Layer { block_size: 48, ..LLAMA }, &contexts, RULES);
 }
 
 #[test]
@@ -222,8 +252,18 @@ fn decode_takes_all_its_head_sizes() {
         for dtype in HALVES {
             assert!(takes(dtype, head_size));
             let layer = Layer { dtype, head_size, ..LLAMA };
-            check_decode(&gpu, layer, &[70, SPLIT + 40], Rules::default());
+            check_decode(&gpu, layer, &[70, SPLIT + 40], RULES);
         }
+    }
+}
+
+#[test]
+fn decode_merges_any_number_of_splits() {
+    let Some(gpu) = gpu() else { return };
+    let layer = Layer { heads: 1, kv_heads: 1, ..LLAMA };
+    for head_size in [80, 256] {
+        let contexts = [2 * SPLIT, 4 * SPLIT + 1, 26 * SPLIT + 77];
+        check_decode(&gpu, Layer { head_size, ..layer }, &contexts, RULES);
     }
 }
 
@@ -232,7 +272,7 @@ fn decode_takes_any_number_of_heads_for_a_kv_head() {
     let Some(gpu) = gpu() else { return };
     for group in [1, 2, 4, 5, 7, 8, 16, 17, 40] {
         let layer = Layer { heads: 3 * group, kv_heads: 3, ..LLAMA };
-        check_decode(&gpu, layer, &[33, SPLIT + 3], Rules { sinks: true, ..Rules::default() });
+        check_decode(&gpu, layer, &[33, SPLIT + 3], Rules { sinks: true, ..RULES });
     }
 }
 
@@ -262,7 +302,7 @@ fn a_row_has_the_same_bits_beside_others_and_alone() {
     let Some(gpu) = gpu() else { return };
     let contexts = [40, 2 * SPLIT + 33, 0, SPLIT + 1, 7];
     let result = |contexts: &[usize]| {
-        let step = Step::new(&gpu, LLAMA, contexts, Rules::default());
+        let step = Step::new(&gpu, LLAMA, contexts, RULES);
         step.decode(&gpu, Plan::max_items(contexts.len()))
     };
     let (together, token) = (result(&contexts), LLAMA.heads * LLAMA.head_size);
@@ -277,20 +317,21 @@ fn a_row_has_the_same_bits_beside_others_and_alone() {
 fn splits_grow_where_there_would_be_too_many() {
     let Some(gpu) = gpu() else { return };
     let contexts = [5 * SPLIT + 1, 0, 30, 4 * SPLIT, 2 * SPLIT + 9];
-    for rules in [Rules::default(), Rules { window: Some(700), ..Rules::default() }] {
+    for rules in [RULES, Rules { window: Some(700), ..RULES }] {
         let step = Step::new(&gpu, LLAMA, &contexts, rules);
         for max_items in [5, 6, 8, 100] {
             let found = step.decode(&gpu, max_items);
-            close(&found, &step.expected, LLAMA.dtype, &format!("{max_items} items, {rules:?}"));
+            near(&found, &step.expected, LLAMA.dtype, &format!("{max_items} items, {rules:?}"));
         }
     }
 }
 
-/// What the plan says of rows with these contexts, as (begin, end, whether it is the only one).
+/// The items of rows with these contexts, as slot, token, begin, end, partial; slots are 100 and
+/// more, and the last is right.
 fn planned(gpu: &Gpu, contexts: &[u32], window: Option<u32>, max_items: usize) -> Vec<[u32; 5]> {
     let rows = contexts.len();
     let numbers = |offset: u32| (0..rows as u32).map(|row| row + offset).collect::<Vec<_>>();
-    let memory = gpu.upload(&vec![9; Plan::len(rows, max_items)]).unwrap();
+    let memory = gpu.upload(&vec![9_u32; Plan::len(rows, max_items)]).unwrap();
     let plan = Plan::new(&memory, rows, max_items, window).unwrap();
     let rows = DecodeRows {
         slot: &gpu.upload(&numbers(100)).unwrap(),
@@ -309,7 +350,8 @@ fn planned(gpu: &Gpu, contexts: &[u32], window: Option<u32>, max_items: usize) -
         let row = (slot - 100) as usize;
         assert_eq!(*token, slot + 4900, "the token of item {i}");
         let in_row = i as u32 - first[row];
-        let expected = if partials[row + 1] == partials[row] { PAD } else { partials[row] + in_row };
+        let expected =
+            if partials[row + 1] == partials[row] { PAD } else { partials[row] + in_row };
         assert_eq!(*partial, expected, "where item {i} goes");
     }
     items
@@ -351,7 +393,7 @@ fn simple_takes_every_type_head_size_and_group() {
         for head_size in [1, 7, 33, 64, 128, 129, 192, 512] {
             for (heads, kv_heads) in [(1, 1), (6, 2)] {
                 let layer = Layer { dtype, heads, kv_heads, head_size, block_size: 32 };
-                check_simple(&gpu, layer, &[1, 0, 15, 16, 17, 70], Rules::default());
+                check_simple(&gpu, layer, &[1, 0, 15, 16, 17, 70], RULES);
             }
         }
     }
@@ -367,9 +409,19 @@ fn simple_sees_what_the_window_shows_under_caps_and_sinks() {
 }
 
 #[test]
+fn simple_attends_to_a_chunk_causally() {
+    let Some(gpu) = gpu() else { return };
+    for window in [None, Some(3), Some(20)] {
+        let (layer, rules) = (Layer { head_size: 40, ..LLAMA }, Rules { window, ..RULES });
+        let step = Step::of_chunks(&gpu, layer, &[9, 0, 50], 9, rules);
+        close(&step.simple(&gpu), &step.expected, layer.dtype, &format!("{window:?}"));
+    }
+}
+
+#[test]
 fn a_broken_query_breaks_its_own_row_alone() {
     let Some(gpu) = gpu() else { return };
-    let step = Step::new(&gpu, LLAMA, &[40, SPLIT + 40], Rules::default());
+    let step = Step::new(&gpu, LLAMA, &[40, SPLIT + 40], RULES);
     let token = LLAMA.heads * LLAMA.head_size;
     // The first query head of token 2, which is row 1.
     let mut q = download(&gpu, &step.q);
@@ -379,7 +431,54 @@ fn a_broken_query_breaks_its_own_row_alone() {
         let (broken, whole) = found[2 * token..].split_at(LLAMA.head_size);
         assert!(broken.iter().all(|x| x.is_nan()));
         let expected = &step.expected;
-        close(&found[..2 * token], &expected[..2 * token], LLAMA.dtype, "the other row");
-        close(whole, &expected[2 * token + LLAMA.head_size..], LLAMA.dtype, "the other heads");
+        near(&found[..2 * token], &expected[..2 * token], LLAMA.dtype, "the other row");
+        near(whole, &expected[2 * token + LLAMA.head_size..], LLAMA.dtype, "the other heads");
     }
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let Some(gpu) = gpu() else { return };
+    let step = Step::new(&gpu, LLAMA, &[40, 50], RULES);
+    let memory = gpu.zeros(DType::U32, Plan::len(2, 10)).unwrap();
+    let plan = Plan::new(&memory, 2, 10, None).unwrap();
+    let bytes = workspace_bytes(10, LLAMA.heads, LLAMA.head_size);
+    let (workspace, right) = (gpu.zeros(DType::U8, bytes).unwrap(), step.attention());
+    let run = |attention: &Attention<'_>| decode(&gpu, attention, &plan, &workspace);
+    let short = gpu.zeros(LLAMA.dtype, step.q.len() - step.stride).unwrap();
+    let q = Queries { values: &short, ..right.q };
+    let expected = "q: expected shape [4, 4, 64, rows 512], found [1536]";
+    assert_error(run(&Attention { q, ..right }), expected);
+    let q = Queries { heads: 3, ..right.q };
+    assert_error(run(&Attention { q, ..right }), "out: expected shape [5, 3, 64], found [1024]");
+    let cache = Cache { kv_heads: 3, ..right.cache };
+    let expected = "heads: expected a multiple of 3 kv heads, found 4";
+    assert_error(run(&Attention { cache, ..right }), expected);
+    let cache = Cache { block_size: 24, ..right.cache };
+    let expected = "block_size: expected a multiple of 16, found 24";
+    assert_error(run(&Attention { cache, ..right }), expected);
+    let cache = Cache { v: &short, ..right.cache };
+    let expected = "cache_v: expected shape [25, 2, 16, 64], found [1536]";
+    assert_error(run(&Attention { cache, ..right }), expected);
+    let params = Params { window: Some(0), ..right.params };
+    assert_error(run(&Attention { params, ..right }), "window: expected at least 1, found 0");
+    let params = Params { window: Some(5), ..right.params };
+    let expected = "window: expected that of the plan, None, found Some(5)";
+    assert_error(run(&Attention { params, ..right }), expected);
+    let params = Params { softcap: Some(0.0), ..right.params };
+    assert_error(run(&Attention { params, ..right }), "softcap: expected above 0, found 0");
+    let params = Params { sinks: Some(&workspace), ..right.params };
+    assert_error(run(&Attention { params, ..right }), "sinks: expected dtype f32, found U8");
+    let found =
+        decode(&gpu, &right, &plan, &workspace.slice(0..bytes - 1)).map_err(|e| e.to_string());
+    assert_eq!(found, Err("workspace: expected shape [10560], found [10559]".to_owned()));
+    assert_error(
+        Plan::new(&memory.slice(0..Plan::len(2, 1)), 2, 1, None),
+        "max_items: expected at least 2 rows, found 1",
+    );
+    let layer = Layer { head_size: 72, ..LLAMA };
+    assert_error(
+        decode(&gpu, &Step::new(&gpu, layer, &[1, 2], RULES).attention(), &plan, &workspace),
+        "head_size: expected one of [64, 80, 96, 128, 256], bf16 or f16, found 72, bf16",
+    );
 }
