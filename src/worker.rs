@@ -109,6 +109,7 @@ fn load(args: &ModelArgs, progress: &Progress) -> Result<Box<dyn Model>, LoadErr
             Quantize::Int4 => candle::Quantization::Int4,
         }),
         kv_cache_memory: args.kv_cache_memory,
+        device_memory_fraction: 1.0,
         block_size: BLOCK_SIZE,
         max_slots: args.max_batch_size,
         max_batch_tokens: args.max_batch_prefill_tokens.unwrap_or(MAX_BATCH_TOKENS),

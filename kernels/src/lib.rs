@@ -45,6 +45,8 @@ pub mod rms_norm;
 pub mod rope;
 mod scratch;
 mod simd;
+#[cfg(feature = "cuda")]
+pub mod step;
 #[cfg(test)]
 mod testing;
 pub mod threads;

@@ -161,3 +161,14 @@ __device__ __forceinline__ void weights_as_rows(uint32_t (&a)[4], const float (&
     a[2] = pack<T>(second[0], second[1]);
     a[3] = pack<T>(second[2], second[3]);
 }
+
+// Four sums times `factor`, rounded to T: 8 or 16 bytes, aligned as such.
+template <typename T>
+__device__ __forceinline__ void store_four(T* to, const float (&sums)[4], float factor) {
+    struct alignas(4 * sizeof(T)) Four {
+        T at[4];
+    } four;
+#pragma unroll
+    for (int i = 0; i < 4; i++) four.at[i] = from_float<T>(sums[i] * factor);
+    *reinterpret_cast<Four*>(to) = four;
+}

@@ -77,7 +77,8 @@ std::vector<float> unpacked(const Matrix& matrix, int batch, int rows, int colum
 void run(const Product& product) {
     int m = product.m, n = product.n, k = product.k;
     for (int batch = 0; batch < product.num_batches; batch++) {
-        std::vector<float> a = unpacked(product.a, batch, m, k), b = unpacked(product.b, batch, k, n);
+        std::vector<float> a = unpacked(product.a, batch, m, k);
+        std::vector<float> b = unpacked(product.b, batch, k, n);
         std::vector<float> sums(m);
         for (int j = 0; j < n; j++) {
             std::fill(sums.begin(), sums.end(), 0.0f);

@@ -88,7 +88,7 @@ FaultReports::~FaultReports() {
 }  // namespace emulator
 
 // ---------------------------------------------------------------------------------------------
-// What the compiler's checks of undefined behaviour call in kernels; the layouts are the compiler's.
+// What the compiler's checks of undefined behaviour call in kernels; the layouts are its own.
 
 namespace {
 struct CheckedPlace {
@@ -112,7 +112,8 @@ emulator::Site site(const void* check) {
 
 #define EMULATOR_CHECK extern "C" [[noreturn]] EMULATOR_API void
 
-EMULATOR_CHECK __ubsan_handle_type_mismatch_v1_abort(const TypeMismatch* check, uintptr_t address) {
+EMULATOR_CHECK __ubsan_handle_type_mismatch_v1_abort(const TypeMismatch* check,
+                                                     uintptr_t address) {
     emulator::fail(site(check), "access of type %s at %#zx, which is %s", check->type->name,
                    size_t(address), address ? "not aligned for it" : "null");
 }

@@ -1,5 +1,5 @@
-// Kernels for the emulator's own tests: each uses one thing that kernels may rely on, and those with
-// `wrong` in their name make one mistake that the emulator has to see.
+// Kernels for the emulator's own tests: each uses one thing that kernels may rely on, and those
+// with `wrong` in their name make one mistake that the emulator has to see.
 #include "device.cuh"
 
 // ---------------------------------------------------------------------------------------------
