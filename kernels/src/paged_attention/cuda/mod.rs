@@ -5,6 +5,7 @@
 //! `tables[s, j / B]`, at offset `j % B`.
 //!
 //! - [`decode()`] is for rows with one query each, in halves, of the head sizes of most models;
+//! - [`prefill()`] is for rows with any number of queries each, in the same types and head sizes;
 //! - [`simple()`] is for whatever else there is: any head size, f32, decode and chunks alike.
 //!
 //! Slots, lengths and tables lie on the device and change from step to step, so they cannot be
@@ -13,12 +14,14 @@
 
 mod decode;
 mod plan;
+mod prefill;
 mod simple;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{decode, takes, workspace_bytes};
 pub use plan::{DecodeRows, Plan};
+pub use prefill::{ChunkRows, TILE_QUERIES, prefill};
 pub use simple::{TokenRows, simple};
 
 use candle_core::DType;
