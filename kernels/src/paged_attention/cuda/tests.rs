@@ -82,7 +82,7 @@ impl Step {
             softcap: rules.softcap,
             sinks: rules.sinks.then_some(&sinks),
         };
-        for (row, &context) in contexts.iter().enumerate().filter(|(_, &context)| context > 0) {
+        for (row, &context) in contexts.iter().enumerate().filter(|&(_, &context)| context > 0) {
             let (s, t) = (slots - 1 - row, (row + 1) % tokens);
             (slot[row], token[row]) = (s as u32, t as u32);
             let seed = 10 * context as u64;
@@ -171,7 +171,7 @@ impl Step {
             [&self.token, &self.context_len].map(|array| gpu.download::<u32>(array).unwrap());
         let tokens = self.rows + 2;
         let (mut row_of_token, mut positions) = (vec![PAD; tokens], vec![PAD; tokens]);
-        for (row, &token) in token.iter().enumerate().filter(|(_, &token)| token != PAD) {
+        for (row, &token) in token.iter().enumerate().filter(|&(_, &token)| token != PAD) {
             row_of_token[token as usize] = row as u32;
             positions[token as usize] = context_len[row] - 1;
         }
@@ -290,7 +290,7 @@ fn splits_grow_where_there_would_be_too_many() {
 fn planned(gpu: &Gpu, contexts: &[u32], window: Option<u32>, max_items: usize) -> Vec<[u32; 5]> {
     let rows = contexts.len();
     let numbers = |offset: u32| (0..rows as u32).map(|row| row + offset).collect::<Vec<_>>();
-    let memory = gpu.upload(&vec![9; Plan::len(rows, max_items)]).unwrap();
+    let memory = gpu.upload(&vec![9_u32; Plan::len(rows, max_items)]).unwrap();
     let plan = Plan::new(&memory, rows, max_items, window).unwrap();
     let rows = DecodeRows {
         slot: &gpu.upload(&numbers(100)).unwrap(),
