@@ -308,7 +308,12 @@ DRIVER cuLaunchHostFunc(CUstream stream, void (*function)(void*), void* data) {
     return stream_of(stream).enqueue([function, data] { function(data); });
 }
 
-// For libcublas.so, whose products are operations like others.
+// For libcublas.so, whose products are operations like others, on memory like other.
+DRIVER emulator_check_range(const char* what, const void* start, size_t bytes) {
+    if (is_allocated(Space::Device, start, bytes)) return SUCCESS;
+    return refuse(INVALID_VALUE, "%s: %zu bytes at %p are in no allocation of the device", what,
+                  bytes, start);
+}
 DRIVER emulator_enqueue(CUstream stream, Operation* operation) {
     RETURN_IF_ERROR(check_context());
     return stream_of(stream).enqueue(std::move(*operation));

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <vector>
 
 #include "kernel.h"
 #include "memory.h"
@@ -23,10 +24,24 @@ struct sigaction previous_actions[32];
 std::atomic<bool> runs_kernel;
 std::atomic<pthread_t> kernel_thread;
 
+struct Guarded {
+    const unsigned char *begin, *end;
+    const char* what;
+};
+std::vector<Guarded> guarded;
+
+std::string describe(const void* address) {
+    for (const Guarded& area : guarded) {
+        if (address < area.begin || address >= area.end) continue;
+        return std::string("outside of ") + area.what;
+    }
+    return describe_address(address);
+}
+
 void on_fault(int signal, siginfo_t* info, void* context) {
     if (runs_kernel && pthread_equal(kernel_thread, pthread_self())) {
         runs_kernel = false;
-        std::string place = describe_place(), address = describe_address(info->si_addr);
+        std::string place = describe_place(), address = describe(info->si_addr);
         fprintf(stderr, "emulator: %s: %s, %s\n", place.c_str(),
                 signal == SIGSEGV || signal == SIGBUS ? "touched memory it must not" : "trap",
                 address.c_str());
@@ -55,7 +70,7 @@ void install() {
 
 }  // namespace
 
-unsigned char* guarded_slots(size_t count, size_t bytes) {
+unsigned char* guarded_slots(size_t count, size_t bytes, const char* what) {
     size_t stride = bytes + GUARD_BYTES;
     void* area = mmap(nullptr, count * stride, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -65,13 +80,15 @@ unsigned char* guarded_slots(size_t count, size_t bytes) {
     }
     auto* first = static_cast<unsigned char*>(area);
     for (size_t i = 0; i < count; i++) mprotect(first + i * stride, GUARD_BYTES, PROT_NONE);
+    guarded.push_back({first, first + count * stride, what});
     return first;
 }
 
 FaultReports::FaultReports() {
     static const bool installed = (install(), true);
     (void)installed;
-    static unsigned char* const stack = guarded_slots(1, HANDLER_STACK_BYTES) + GUARD_BYTES;
+    static unsigned char* const stack = 
+        guarded_slots(1, HANDLER_STACK_BYTES, "the stack for faults") + GUARD_BYTES;
     stack_t ours = {};
     ours.ss_sp = stack;
     ours.ss_size = HANDLER_STACK_BYTES;

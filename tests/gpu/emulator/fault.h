@@ -10,8 +10,9 @@ namespace emulator {
 
 constexpr size_t GUARD_BYTES = 4096;
 
-// `count` areas of `bytes` bytes, one after the other, with GUARD_BYTES before each that fault.
-unsigned char* guarded_slots(size_t count, size_t bytes);
+// `count` areas of `bytes` bytes, one after the other, with GUARD_BYTES before each that fault. A
+// fault there is reported as one outside of `what`.
+unsigned char* guarded_slots(size_t count, size_t bytes, const char* what);
 
 // "kernel k, block (0, 0, 0), thread (1, 0, 0)", while a kernel runs.
 std::string describe_place();

@@ -230,7 +230,8 @@ std::string describe_place() {
 }
 
 bool run_grid(const Launch& started, void* const* with_arguments) {
-    static unsigned char* const all_stacks = guarded_slots(MAX_THREADS, STACK_BYTES);
+    static unsigned char* const all_stacks = 
+        guarded_slots(MAX_THREADS, STACK_BYTES, "the stack of a thread");
     stacks = all_stacks;
     launch = &started;
     arguments = with_arguments;
@@ -332,6 +333,15 @@ void warp_operation(const WarpOperation& operation, unsigned mask, void* operand
     wait_for_turn();
 }
 
+void check_memory(const void* address, Memory kind, const char* what, Site site) {
+    auto* at = static_cast<const unsigned char*>(address);
+    bool on_stack = at >= stacks && at < stacks + MAX_THREADS * (STACK_BYTES + GUARD_BYTES);
+    bool right = kind == Memory::Shared ? is_shared(at) : !is_shared(at) && !on_stack;
+    if (right) return;
+    fail(site, "%s at %p, which is not %s memory", what, address,
+         kind == Memory::Shared ? "shared" : "global");
+}
+
 unsigned lane() { return current->number % WARP; }
 
 unsigned lanes_not_returned() {
@@ -352,6 +362,8 @@ void let_others_run() {
 void copy_async(void* to, const void* from, bool valid, Site site) {
     check_alignment(to, "copy_async to", site);
     check_alignment(from, "copy_async from", site);
+    check_memory(to, Memory::Shared, "copy_async to", site);
+    check_memory(from, Memory::Global, "copy_async from", site);
     memset(to, 0xff, 16);
     current->copies.push_back({to, from, valid});
 }

@@ -120,6 +120,10 @@ EMULATOR_API void copy_async(void* to, const void* from, bool valid, Site site);
 EMULATOR_API void copies_commit();
 EMULATOR_API void copies_wait(unsigned pending);
 
+// Some instructions work on one kind of memory only, and give nonsense for another.
+enum class Memory { Shared, Global };
+EMULATOR_API void check_memory(const void* address, Memory kind, const char* what, Site site);
+
 inline void check_alignment(const void* address, const char* what, Site site) {
     if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
         fail(site, "%s at %p, which is not a multiple of 16 bytes", what, address);

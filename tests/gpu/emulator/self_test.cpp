@@ -42,6 +42,9 @@ const std::vector<Test> TESTS = {
     {TEST(writing_behind_dynamic_shared_memory_fails), NONE, "behind the end of its dynamic"},
     {TEST(an_index_that_overflows_fails), NONE, "an integer product overflows"},
     {TEST(an_assertion_fails), NONE, "thread (10, 0, 0): assertion failed: in[threadIdx.x] < 10"},
+    {TEST(load_matrices_from_global_memory_fails), NONE, "which is not shared memory"},
+    {TEST(copy_async_from_shared_memory_fails), NONE, "which is not global memory"},
+    {TEST(too_much_stack_ends_the_process), NONE, "outside of the stack of a thread"},
     {TEST(a_pointer_to_the_host_fails), NONE, "is not device memory"},
     {TEST(an_access_behind_an_allocation_ends_the_process), NONE,
      "kernel test_wrong_index, block (0, 0, 0), thread (127, 0, 0): touched memory it must not"},
@@ -55,6 +58,7 @@ const std::vector<Test> TESTS = {
     {TEST(events_order_streams), {"", ASYNC}, nullptr},
     {TEST(an_early_host_is_seen), {ASYNC}, nullptr},
     {TEST(products_are_those_of_cublas), {"", ASYNC}, nullptr},
+    {TEST(a_product_behind_a_matrix_is_refused), NONE, "matrix B of a product: 72 bytes"},
 };
 
 int run_here(const Test& test) {

@@ -33,6 +33,9 @@ void an_index_outside_a_shared_array_fails();
 void writing_behind_dynamic_shared_memory_fails();
 void an_index_that_overflows_fails();
 void an_assertion_fails();
+void load_matrices_from_global_memory_fails();
+void copy_async_from_shared_memory_fails();
+void too_much_stack_ends_the_process();
 void a_pointer_to_the_host_fails();
 void an_access_behind_an_allocation_ends_the_process();
 void an_access_to_freed_memory_ends_the_process();
@@ -47,5 +50,6 @@ void what_a_capture_does_not_allow_breaks_it();
 void events_order_streams();
 void an_early_host_is_seen();
 void products_are_those_of_cublas();
+void a_product_behind_a_matrix_is_refused();
 
 }  // namespace test

@@ -199,6 +199,16 @@ static void check_product(int type, int c_type, bool ta, bool tb, float beta) {
         EXPECT(std::fabs(value - expected) <= (c_type == 0 ? 1e-4 : 1.0));
     }
 }
+void test::a_product_behind_a_matrix_is_refused() {
+    Buffer<float> a(12), b(12), c(12);
+    Handle blas;
+    CHECK(cublasCreate_v2(&blas));
+    float one = 1, zero = 0;
+    // b is stored as 4 columns of 3, with 5 from one to the next: 3 * 5 + 3 elements.
+    CHECK_GIVES(7, cublasGemmEx(blas, 0, 1, 3, 3, 4, &one, reinterpret_cast<void*>(a.address), 0, 3,
+                                reinterpret_cast<void*>(b.address), 0, 5, &zero,
+                                reinterpret_cast<void*>(c.address), 0, 3, 68, 0));
+}
 void test::products_are_those_of_cublas() {
     for (int type : {14, 2}) {
         for (int c_type : {0, type}) {

@@ -199,6 +199,19 @@ void test::an_assertion_fails() {
     Buffer<unsigned> in(counting(32));
     fails("test_wrong_assert", {}, in.address);
 }
+void test::load_matrices_from_global_memory_fails() {
+    Buffer<uint16_t> in(256);
+    Buffer<unsigned> out(32);
+    fails("test_wrong_memory", {}, in.address, out.address);
+}
+void test::copy_async_from_shared_memory_fails() {
+    Buffer<uint16_t> out(32);
+    fails("test_wrong_copy", {}, out.address);
+}
+void test::too_much_stack_ends_the_process() {
+    Buffer<unsigned> out(32);
+    try_launch("test_deep_stack", {}, out.address, 32768);
+}
 void test::a_pointer_to_the_host_fails() {
     unsigned values[32];
     fails("test_increment", {}, static_cast<unsigned*>(values), 1u, 32);
