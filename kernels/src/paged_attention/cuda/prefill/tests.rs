@@ -280,7 +280,8 @@ fn check_case(gpu: &Gpu, case: &Case<'_>) {
 fn every_length_and_start_gives_what_the_formula_says() {
     let Some(gpu) = gpu() else { return };
     let lens = [1, 15, 16, 17, 63, 64, 65, 130];
-    let rows: Vec<_> = [0, 1, 16, 100].into_iter().flat_map(|s| lens.map(|len| (s, len))).collect();
+    let rows: Vec<_> =
+        [0, 1, 16, 30, 100].into_iter().flat_map(|s| lens.map(|len| (s, len))).collect();
     for dtype in HALVES {
         check_case(&gpu, &Case { rows: &rows, dtype, ..PLAIN });
     }
