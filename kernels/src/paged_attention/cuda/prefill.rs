@@ -71,7 +71,7 @@ pub fn prefill(
         params.scale.into(),
         params.softcap.unwrap_or(0.0).into(),
     ];
-    let grid = [group as u32, num_tiles as u32, cache.kv_heads as u32];
+    let grid = [group as u32, cache.kv_heads as u32, num_tiles as u32];
     let (block, shared) = shape(q.head_size);
     let launch = Launch { grid, block, shared };
     // SAFETY: the arguments are the kernel's, lengths and alignments were checked, and what lies on
@@ -125,7 +125,7 @@ fn check(attention: &Attention<'_>, rows: &ChunkRows<'_>, tiles: &Array) -> Resu
     check::shape(rows.first, "first", DType::U32, &[num])?;
     let num_tiles = tiles.len() / 2;
     check::shape(tiles, "tiles", DType::U32, &[num_tiles, 2])?;
-    // What a grid has in the directions of tiles and kv heads.
+    // What a grid has in the directions of kv heads and tiles.
     for (count, argument) in [(num_tiles, "tiles"), (cache.kv_heads, "kv_heads")] {
         if count > 65535 {
             return Err(value(argument, "at most 65535", count));
