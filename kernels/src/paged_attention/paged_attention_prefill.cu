@@ -5,11 +5,11 @@
 // registers allow it a warp has 32 of the queries, so that what it reads of keys and values in
 // shared memory serves twice as many: with 16, shared memory and not the tensor cores would bound
 // the kernel.
-//   grid (H / K, query tiles, K)   block 128, or 256 where D is 256
+//   grid (H / K, K, query tiles)   block 128, or 256 where D is 256
 //   shared (128 + 4 * STEP) * (D + 8) elements: the queries, then keys and values of two steps
-// Blocks start in the order of x, then y, then z: the heads of a group run side by side, so that
-// what one reads of the cache the others find in L2, and one kv head runs after the other, so that
-// L2 need not hold more. The host puts the query tiles with the longest contexts first.
+// Blocks start in the order of x, then y, then z. The host puts the query tiles that see most
+// first, so that the last blocks to run are short; and the heads of a group run side by side, so
+// that what one reads of the cache the others find in L2.
 //
 // With scores in powers of two, so factor = scale * log2(e):
 //   s = q k^T (f32), p = 2^(s * factor - max), out = sum_j p_j v_j / (sum_j p_j + 2^(sink - max))
@@ -104,7 +104,7 @@ __device__ __forceinline__ void copy_tiles(const Launch<T>& launch, const Task& 
     // The tile in its block, the head in the block, the block in the cache.
     unsigned within = tile - block_index(tile, launch.reciprocal) * (block_size / TILE);
     unsigned head = (task.kv_head * block_size + within * TILE) * S::D + sharer * 8;
-    uint64_t from = uint64_t(block) * (gridDim.z * block_size * S::D) + head;
+    uint64_t from = uint64_t(block) * (gridDim.y * block_size * S::D) + head;
     const T *k = launch.cache_k + from, *v = launch.cache_v + from;
     int row = sharer / S::VECTORS, column = sharer % S::VECTORS;
     // Counted from the first position that is seen.
@@ -312,7 +312,7 @@ __device__ __forceinline__ void add_step(Queries<S>& q, const Launch<T>& launch,
 template <typename S, typename T>
 __device__ __forceinline__ void write(Queries<S>& q, const Launch<T>& launch, const Task& task,
                                       T* rows, int first_row) {
-    int lane = threadIdx.x % WARP, heads = gridDim.x * gridDim.z;
+    int lane = threadIdx.x % WARP, heads = gridDim.x * gridDim.y;
     float sink = launch.sinks ? launch.sinks[task.head] * LOG2E : NEGATIVE_INFINITY;
     __syncwarp();  // All lanes have read the queries, whose place the results take.
 #pragma unroll
@@ -391,13 +391,13 @@ __device__ __forceinline__ void compute(const Launch<T>& launch, const Task& tas
 template <typename S, typename T>
 __device__ __forceinline__ void prefill(const Launch<T>& launch) {
     DYNAMIC_SHARED(shared);
-    unsigned row = launch.tiles[2 * blockIdx.y];
+    unsigned row = launch.tiles[2 * blockIdx.z];
     if (row == PAD) return;
-    int first_query = launch.tiles[2 * blockIdx.y + 1], len = launch.len[row];
+    int first_query = launch.tiles[2 * blockIdx.z + 1], len = launch.len[row];
     if (first_query >= len) return;
     Task task;
-    task.kv_head = blockIdx.z;
-    task.head = blockIdx.z * gridDim.x + blockIdx.x;
+    task.kv_head = blockIdx.y;
+    task.head = blockIdx.y * gridDim.x + blockIdx.x;
     task.position = launch.start[row] + first_query;
     task.queries = min(S::QUERIES, len - first_query);
     task.token = launch.first[row] + first_query;

@@ -244,7 +244,7 @@ impl Attention<Device> {
             attention::decode(&on.gpu, &call, plan, &first(&on.space.partials, bytes))?;
         }
         if let Some(chunks) = &pass.chunks {
-            attention::prefill(&on.gpu, &call, &chunks.rows())?;
+            attention::prefill(&on.gpu, &call, &chunks.rows(), &chunks.tiles)?;
         }
         Ok(())
     }

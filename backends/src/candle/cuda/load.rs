@@ -24,7 +24,7 @@ use candle_core::DType;
 use millstream_kernels::KernelError;
 use millstream_kernels::cuda::{Gpu, Outgoing};
 use millstream_kernels::linear::cuda::Linear;
-use millstream_kernels::paged_attention::cuda::{Plan, max_query_tiles, takes};
+use millstream_kernels::paged_attention::cuda::{Plan, TILE_QUERIES, takes};
 use millstream_kernels::sampling::{Lists, OUTCOME_WORDS};
 use std::collections::VecDeque;
 use tracing::info;
@@ -104,7 +104,7 @@ fn warm_up(model: &mut CudaModel) -> Result<(), KernelError> {
 fn largest_step(limits: Limits) -> Shape {
     let Limits { tokens, rows } = limits;
     let decoding = rows.min(tokens);
-    let tiles = max_query_tiles(tokens, rows);
+    let tiles = tokens / TILE_QUERIES + rows;
     Shape { tokens, decoding, chunks: rows, tiles, sampled: decoding }
 }
 

@@ -11,10 +11,11 @@ use crate::{Batch, BatchRow};
 use millstream_kernels::KernelError;
 use millstream_kernels::cuda::{Array, Gpu};
 use millstream_kernels::paged_attention::cuda::{
-    DecodeRows, PAD, Plan, PrefillRows, QUERIES, TokenRows, query_tiles,
+    ChunkRows, DecodeRows, PAD, Plan, TILE_QUERIES, TokenRows,
 };
 use millstream_kernels::sampling::ROW_WORDS;
 use millstream_kernels::step;
+use std::cmp::Reverse;
 use std::ops::Range;
 
 /// Sections begin where 16 bytes can be read at once.
@@ -50,7 +51,7 @@ impl Shape {
                 shape.decoding += 1;
             } else {
                 shape.chunks += 1;
-                shape.tiles += row.len.div_ceil(QUERIES);
+                shape.tiles += row.len.div_ceil(TILE_QUERIES);
             }
         }
         shape.sampled = rows.iter().filter(|row| row.sample).count();
@@ -148,10 +149,16 @@ impl Layout {
         fill(&mut words[start], chunks().map(|(row, _)| row.start as u32), 0);
         fill(&mut words[len], chunks().map(|(row, _)| row.len as u32), 0);
         fill(&mut words[first], chunks().map(|(_, start)| *start), 0);
-        let cut: Vec<(u32, u32)> =
-            chunks().map(|(row, _)| (row.start as u32, row.len as u32)).collect();
-        let tiles = query_tiles(&cut, None);
-        fill(&mut words[self.tiles.clone()], tiles.into_iter().flatten(), PAD);
+        // Those that see most first, so that what runs last is short.
+        let mut tiles: Vec<(usize, [u32; 2])> = (0..)
+            .zip(chunks())
+            .flat_map(|(index, (row, _))| {
+                let queries = (0..row.len).step_by(TILE_QUERIES);
+                queries.map(move |query| (row.start + query, [index, query as u32]))
+            })
+            .collect();
+        tiles.sort_by_key(|(position, _)| Reverse(*position));
+        fill(&mut words[self.tiles.clone()], tiles.iter().flat_map(|(_, tile)| *tile), PAD);
     }
 
     /// The section that says how rows sample.
@@ -219,13 +226,14 @@ pub(crate) struct GroupPass {
 #[derive(Clone, Debug)]
 pub(crate) struct Chunks {
     rows: [Array; 4],
-    tiles: Array,
+    /// `[tiles, 2]` u32.
+    pub(crate) tiles: Array,
 }
 
 impl Chunks {
-    pub(crate) fn rows(&self) -> PrefillRows<'_> {
+    pub(crate) fn rows(&self) -> ChunkRows<'_> {
         let [slot, start, len, first] = &self.rows;
-        PrefillRows { slot, start, len, first, tiles: &self.tiles }
+        ChunkRows { slot, start, len, first }
     }
 }
 

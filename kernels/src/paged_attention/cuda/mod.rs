@@ -5,7 +5,7 @@
 //! `tables[s, j / B]`, at offset `j % B`.
 //!
 //! - [`decode()`] is for rows with one query each, in halves, of the head sizes of most models;
-//! - [`prefill()`] is for rows with several queries, of the same types and sizes;
+//! - [`prefill()`] is for rows with any number of queries each, in the same types and head sizes;
 //! - [`simple()`] is for whatever else there is: any head size, f32, decode and chunks alike.
 //!
 //! Slots, lengths and tables lie on the device and change from step to step, so they cannot be
@@ -21,7 +21,7 @@ mod tests;
 
 pub use decode::{decode, takes, workspace_bytes};
 pub use plan::{DecodeRows, Plan};
-pub use prefill::{PrefillRows, QUERIES, max_query_tiles, prefill, query_tiles};
+pub use prefill::{ChunkRows, TILE_QUERIES, prefill};
 pub use simple::{TokenRows, simple};
 
 use candle_core::DType;
@@ -148,7 +148,6 @@ fn window(window: Option<u32>) -> i32 {
 }
 
 /// `argument` breaks `rule`.
-#[allow(clippy::needless_pass_by_value, reason = "callers have numbers and texts of their own")]
 fn value(argument: &'static str, rule: &str, found: impl ToString) -> KernelError {
     KernelError::Value { argument, rule: rule.to_owned(), found: found.to_string() }
 }

@@ -1,8 +1,6 @@
 //! Attention of rows with any number of queries each, on tensor cores: the work that the host cuts
 //! into query tiles.
 
-use std::cmp::Reverse;
-
 use candle_core::DType;
 
 use super::{Attention, takes, value};
@@ -14,15 +12,15 @@ mod tests;
 
 static MODULE: Module = module!("paged_attention_prefill");
 
-/// Queries of a query tile, at most (`Shape::QUERIES` of the kernel's file).
-pub const QUERIES: usize = 128;
+/// The queries of a query tile, neighbours in a row (`Shape::QUERIES` of the kernel's file).
+pub const TILE_QUERIES: usize = 128;
 
 /// Positions that lie together in the cache whatever the block size (`TILE` there).
 const TILE: usize = 16;
 
-/// The rows of a step that have several queries each, and how they are cut.
+/// The rows of a step that have several queries each.
 #[derive(Clone, Copy, Debug)]
-pub struct PrefillRows<'a> {
+pub struct ChunkRows<'a> {
     /// `[R]` u32: whose blocks.
     pub slot: &'a Array,
     /// `[R]` u32: the position of the first query.
@@ -31,49 +29,35 @@ pub struct PrefillRows<'a> {
     pub len: &'a Array,
     /// `[R]` u32: which token of the step is the first query.
     pub first: &'a Array,
-    /// `[tiles, 2]` u32: [`query_tiles`]; a tile of row [`super::PAD`] is padding.
-    pub tiles: &'a Array,
 }
 
-/// How many query tiles rows of `tokens` tokens have at most.
-pub fn max_query_tiles(tokens: usize, rows: usize) -> usize {
-    tokens / QUERIES + rows.min(tokens)
-}
-
-/// Cuts rows of (start, len) into query tiles: a tile's row, and its first query within the row.
+/// Attention of the query tiles of `rows`, of the types and head sizes that [`takes`] says.
 ///
-/// Those that see most come first, because what runs last should be short; tiles of a row that see
-/// the same number stay neighbours, as they read the same.
-pub fn query_tiles(rows: &[(u32, u32)], window: Option<u32>) -> Vec<[u32; 2]> {
-    let mut tiles = Vec::new();
-    for (row, &(start, len)) in (0..).zip(rows) {
-        for first in (0..len).step_by(QUERIES) {
-            let end = start + len.min(first + QUERIES as u32);
-            let seen = window.map_or(0, |window| (start + first + 1).saturating_sub(window));
-            tiles.push((end - seen, [row, first]));
-        }
-    }
-    tiles.sort_by_key(|&(seen, _)| Reverse(seen));
-    tiles.into_iter().map(|(_, tile)| tile).collect()
-}
-
-/// Attention of the rows that have query tiles, of the types and sizes that [`takes`] says.
+/// `tiles` `[tiles, 2]` u32 has a tile's row and the first of its [`TILE_QUERIES`] queries within
+/// the row; a row of [`super::PAD`], or a query behind the row's last, is padding. Blocks start in
+/// the order of the tiles, so those that see most should come first.
 ///
 /// Tokens that belong to no tile are left as they are. A query's result has the same bits alone, in
 /// any chunk of its row, and beside any other rows.
 #[allow(unsafe_code)]
-pub fn prefill(gpu: &Gpu, attention: &Attention<'_>, rows: &PrefillRows<'_>) -> Result<()> {
+pub fn prefill(
+    gpu: &Gpu,
+    attention: &Attention<'_>,
+    rows: &ChunkRows<'_>,
+    tiles: &Array,
+) -> Result<()> {
     let Attention { q, cache, params, out } = *attention;
-    let tiles = check(attention, rows)?;
+    let num_tiles = check(attention, rows, tiles)?;
     let group = q.heads / cache.kv_heads;
-    let kernel = format!("paged_attention_prefill_{}_{}", check::suffix(q.values, "q")?, q.head_size);
+    let suffix = check::suffix(q.values, "q")?;
+    let kernel = format!("paged_attention_prefill_{suffix}_{}", q.head_size);
     let args = [
         q.values.into(),
         cache.k.into(),
         cache.v.into(),
         out.into(),
         cache.tables.into(),
-        rows.tiles.into(),
+        tiles.into(),
         rows.slot.into(),
         rows.start.into(),
         rows.len.into(),
@@ -87,7 +71,7 @@ pub fn prefill(gpu: &Gpu, attention: &Attention<'_>, rows: &PrefillRows<'_>) -> 
         params.scale.into(),
         params.softcap.unwrap_or(0.0).into(),
     ];
-    let grid = [group as u32, tiles as u32, cache.kv_heads as u32];
+    let grid = [group as u32, cache.kv_heads as u32, num_tiles as u32];
     let (block, shared) = shape(q.head_size);
     let launch = Launch { grid, block, shared };
     // SAFETY: the arguments are the kernel's, lengths and alignments were checked, and what lies on
@@ -99,7 +83,7 @@ pub fn prefill(gpu: &Gpu, attention: &Attention<'_>, rows: &PrefillRows<'_>) -> 
 /// Threads of a block, and its shared memory in bytes.
 fn shape(head_size: usize) -> (u32, u32) {
     let step = if head_size == 64 || head_size == 256 { 32 } else { 64 };
-    let shared = (QUERIES + 4 * step) * (head_size + 8) * size_of::<u16>();
+    let shared = (TILE_QUERIES + 4 * step) * (head_size + 8) * size_of::<u16>();
     (if head_size == 256 { 256 } else { 128 }, shared as u32)
 }
 
@@ -109,7 +93,7 @@ fn reciprocal(block_size: usize) -> u32 {
 }
 
 /// Checks what lies on the host; gives the number of query tiles.
-fn check(attention: &Attention<'_>, rows: &PrefillRows<'_>) -> Result<usize> {
+fn check(attention: &Attention<'_>, rows: &ChunkRows<'_>, tiles: &Array) -> Result<usize> {
     let Attention { q, cache, params, out } = *attention;
     attention.check()?;
     if !takes(q.values.dtype(), q.head_size) {
@@ -139,11 +123,13 @@ fn check(attention: &Attention<'_>, rows: &PrefillRows<'_>) -> Result<usize> {
     check::shape(rows.start, "start", DType::U32, &[num])?;
     check::shape(rows.len, "len", DType::U32, &[num])?;
     check::shape(rows.first, "first", DType::U32, &[num])?;
-    let tiles = rows.tiles.len() / 2;
-    check::shape(rows.tiles, "tiles", DType::U32, &[tiles, 2])?;
-    // What a grid has in the directions of tiles and kv heads.
-    if tiles.max(cache.kv_heads) > 65535 {
-        return Err(value("tiles", "and kv heads at most 65535", tiles.max(cache.kv_heads)));
+    let num_tiles = tiles.len() / 2;
+    check::shape(tiles, "tiles", DType::U32, &[num_tiles, 2])?;
+    // What a grid has in the directions of kv heads and tiles.
+    for (count, argument) in [(num_tiles, "tiles"), (cache.kv_heads, "kv_heads")] {
+        if count > 65535 {
+            return Err(value(argument, "at most 65535", count));
+        }
     }
-    Ok(tiles)
+    Ok(num_tiles)
 }
