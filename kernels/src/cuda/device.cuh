@@ -48,7 +48,16 @@ struct f16 {
     uint16_t bits;
 };
 
-#ifndef MILLSTREAM_EMULATED
+// 16 bytes of elements: `Vec<bf16>` has 8, `Vec<float>` 4.
+template <typename T>
+struct alignas(16) Vec {
+    static constexpr int N = 16 / sizeof(T);
+    T at[N];
+};
+
+#ifdef MILLSTREAM_EMULATED
+#include "primitives.h"
+#else
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
 __device__ __forceinline__ float to_float(f16 x) {
@@ -91,14 +100,7 @@ __device__ __forceinline__ uint32_t pack<f16>(float low, float high) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
     return out;
 }
-#endif
 
-// 16 bytes of elements: `Vec<bf16>` has 8, `Vec<float>` 4.
-template <typename T>
-struct alignas(16) Vec {
-    static constexpr int N = 16 / sizeof(T);
-    T at[N];
-};
 template <typename T>
 __device__ __forceinline__ Vec<T> load(const T* from) {
     return *reinterpret_cast<const Vec<T>*>(from);
@@ -108,7 +110,6 @@ __device__ __forceinline__ void store(T* to, const Vec<T>& values) {
     *reinterpret_cast<Vec<T>*>(to) = values;
 }
 
-#ifndef MILLSTREAM_EMULATED
 // 16 bytes that are read once and pass the caches by.
 template <typename T>
 __device__ __forceinline__ Vec<T> load_once(const T* from) {
