@@ -43,6 +43,8 @@ pub mod peak;
 pub mod residual;
 pub mod rms_norm;
 pub mod rope;
+#[cfg(feature = "cuda")]
+pub mod sampling;
 mod scratch;
 mod simd;
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //!   so a step does neither.
 
 mod array;
+pub(crate) mod check;
 mod error;
 mod event;
 mod graph;

@@ -199,7 +199,7 @@ __device__ __forceinline__ void sort(int count, Shared& shared) {
                 int low = 2 * pair - pair % distance, high = low + distance;
                 uint64_t a = shared.numbers[low], b = shared.numbers[high];
                 // Every second run falls, so that two of them rise and fall.
-                if (a > b == ((low & run) == 0)) {
+                if ((a > b) == ((low & run) == 0)) {
                     shared.numbers[low] = b;
                     shared.numbers[high] = a;
                 }

@@ -310,7 +310,8 @@ KERNEL(512) sampling_draw(float* all_logits, int width, int vocab_size, const Ro
     if (failure != FINE) return;
     last_token[row.slot] = token;
     if (has_penalties) counts[token]++;
-    if (reports) outcome.logprob = float(unbiased(logits, token, row, lists) - log_sum);
+    outcome.logprob = reports ? float(unbiased(logits, token, row, lists) - log_sum) : 0;
+    if (!reports) outcome.num_top = 0;
 }
 
 KERNEL(512) sampling_score(const float* all_logits, int width, int vocab_size,
