@@ -220,7 +220,9 @@ pub fn draw(gpu: &Gpu, draw: &Draw<'_>) -> Result<()> {
     ];
     // SAFETY: the arguments are those of the kernel, and the arrays are as large as was checked;
     // that rows name slots, lists and masks that exist is the contract of `Row`.
-    unsafe { gpu.launch(&SAMPLING, "sampling_draw", one_block_a_row(num_rows, vocabulary), &args)? };
+    unsafe {
+        gpu.launch(&SAMPLING, "sampling_draw", one_block_a_row(num_rows, vocabulary), &args)?
+    };
     Ok(())
 }
 
@@ -257,7 +259,9 @@ pub fn score(gpu: &Gpu, score: &Score<'_>) -> Result<()> {
         score.outcomes.into(),
     ];
     // SAFETY: the arguments are those of the kernel, and the arrays are as large as was checked.
-    unsafe { gpu.launch(&SAMPLING, "sampling_score", one_block_a_row(num_rows, vocabulary), &args)? };
+    unsafe {
+        gpu.launch(&SAMPLING, "sampling_score", one_block_a_row(num_rows, vocabulary), &args)?
+    };
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use super::step::{Layout, Pass, Shape, Tables};
 use millstream_kernels::KernelError;
 use millstream_kernels::cuda::{Array, Graph};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// What is recorded while nothing is to be done: up to so many rows.
 const SMALL: usize = 16;
@@ -69,14 +70,14 @@ impl Recordings {
         packed: &Array,
         tables: &Tables,
     ) -> Result<&mut Recorded, KernelError> {
-        if !self.recorded.contains_key(&size) {
-            let layout = Layout::new(Shape::decode(size), tables.groups.len());
-            let pass = Pass::new(&layout, packed, tables)?;
-            let recorded = Recorded { layout, pass, graph: None, has_run: false };
-            self.recorded.insert(size, recorded);
+        match self.recorded.entry(size) {
+            Entry::Occupied(recorded) => Ok(recorded.into_mut()),
+            Entry::Vacant(place) => {
+                let layout = Layout::new(Shape::decode(size), tables.groups.len());
+                let pass = Pass::new(&layout, packed, tables)?;
+                Ok(place.insert(Recorded { layout, pass, graph: None, has_run: false }))
+            }
         }
-        let recorded = self.recorded.get_mut(&size);
-        Ok(recorded.unwrap_or_else(|| unreachable!("it was just put there")))
     }
 
     /// The next size to record while nothing is to be done.

@@ -295,8 +295,8 @@ impl Pass {
     pub(crate) fn plan(&self, gpu: &Gpu) -> Result<(), KernelError> {
         let Some([slot, context_len, token]) = &self.decoding else { return Ok(()) };
         let rows = DecodeRows { slot, context_len, token };
-        let plans = self.groups.iter().filter_map(|group| group.plan.as_ref());
-        plans.map(|plan| plan.make(gpu, &rows)).collect()
+        let mut plans = self.groups.iter().filter_map(|group| group.plan.as_ref());
+        plans.try_for_each(|plan| plan.make(gpu, &rows))
     }
 
     /// Items that the plans of the rows that decode have room for.

@@ -148,6 +148,7 @@ fn window(window: Option<u32>) -> i32 {
 }
 
 /// `argument` breaks `rule`.
+#[allow(clippy::needless_pass_by_value, reason = "numbers and texts at hand")]
 fn value(argument: &'static str, rule: &str, found: impl ToString) -> KernelError {
     KernelError::Value { argument, rule: rule.to_owned(), found: found.to_string() }
 }

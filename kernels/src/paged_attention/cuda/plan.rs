@@ -10,6 +10,7 @@ use crate::cuda::{Array, Gpu, Launch, Module, check, module};
 static MODULE: Module = module!("paged_attention_plan");
 
 /// Positions of a split (`SPLIT` of `paged_attention_split.cuh`).
+#[cfg(test)]
 pub(super) const SPLIT: usize = 256;
 
 /// u32s of an item (`Item` there).
