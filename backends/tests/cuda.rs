@@ -7,7 +7,7 @@ mod fixture;
 use fixture::expected::{expected, largest_difference};
 use fixture::{Compute, Row, Runner, directory, prompt};
 use millstream_backends::candle::cuda::{self, CudaModel};
-use millstream_backends::candle::{LoadOptions, WeightDtype};
+use millstream_backends::candle::{self, LoadFormat, LoadOptions, WeightDtype};
 use millstream_backends::{Batch, Executor, Immediate, ModelSource, Pipeline, Progress};
 use millstream_proto::{AddSequence, CONTINUE, Sampling, Step, StepOutput, WorkerInfo};
 
@@ -253,4 +253,67 @@ fn recorded_steps_draw_what_the_others_draw() {
     while model.idle() {}
     let expected = outputs(Immediate::new(fixture::load("qwen3", None)), 1, 24);
     assert_alike(&outputs(model, 2, 24), &expected);
+}
+
+/// A model of random weights whose head size the tensor cores' kernels take.
+fn shape(directory: &std::path::Path, family: &str, head_dim: usize) -> ModelSource {
+    let config = format!(
+        r#"{{"model_type": "{family}", "hidden_size": 128, "intermediate_size": 192,
+             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "head_dim": {head_dim}, "vocab_size": 320, "max_position_embeddings": 1024,
+             "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": false,
+             "hidden_act": "silu", "torch_dtype": "bfloat16", "attention_bias": false,
+             "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+             "norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": []}}"#
+    );
+    std::fs::write(directory.join("config.json"), config).expect("a file");
+    ModelSource::Directory(directory.to_owned())
+}
+
+/// How far the logits of sequence 0 are from each other: root mean squares of the difference, in
+/// parts of the deviation of logits.
+fn relative_difference(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f64 {
+    let (mut error, mut spread) = (0.0, 0.0);
+    for (found, expected) in found.iter().zip(expected) {
+        let mean = expected.iter().sum::<f32>() / expected.len() as f32;
+        error += found.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        spread += expected.iter().map(|b| f64::from(b - mean).powi(2)).sum::<f64>();
+    }
+    (error / spread).sqrt()
+}
+
+/// Both round activations to bf16, 8 bits, at other places; two layers pass that on.
+#[test]
+fn tensor_cores_give_the_logits_of_the_processor() {
+    const LEN: usize = 300;
+    for (family, head_dim) in [("qwen3", 64), ("qwen3", 128), ("qwen3_moe", 128)] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let source = shape(directory.path(), family, head_dim);
+        let options = LoadOptions {
+            load_format: LoadFormat::Dummy,
+            kv_cache_memory: Some(64 << 20),
+            max_slots: 64,
+            max_batch_tokens: 320,
+            ..LoadOptions::default()
+        };
+        let progress = Progress::default();
+        let host = candle::load(&source, &options, &progress).expect("the model is loaded");
+        let gpu = match cuda::load(0, &source, &options, &progress) {
+            Ok(gpu) => gpu,
+            Err(error) => return println!("skipped: {error}"),
+        };
+        let prompts = || vec![prompt(LEN, 1), prompt(40, 2)];
+        let mut host = Runner::new(host, prompts());
+        host.step(&[(0, LEN)]);
+        let mut gpu = Runner::new(gpu, prompts());
+        for len in [1, 130, 100] {
+            gpu.step(&[(1, 3), (0, len)]);
+        }
+        while gpu.logits(0).len() < LEN {
+            gpu.step(&[(0, 1)]);
+        }
+        let error = relative_difference(gpu.logits(0), host.logits(0));
+        println!("{family}, heads of {head_dim}: relative difference {error:.4}");
+        assert!(error < 0.03, "{family}, {head_dim}: {error}");
+    }
 }
