@@ -257,14 +257,19 @@ fn recorded_steps_draw_what_the_others_draw() {
 
 /// A model of random weights whose head size the tensor cores' kernels take.
 fn shape(directory: &std::path::Path, family: &str, head_dim: usize) -> ModelSource {
+    let experts = match family {
+        "qwen3_moe" => {
+            r#", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+               "norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": []"#
+        }
+        _ => "",
+    };
     let config = format!(
         r#"{{"model_type": "{family}", "hidden_size": 128, "intermediate_size": 192,
              "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
              "head_dim": {head_dim}, "vocab_size": 320, "max_position_embeddings": 1024,
              "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": false,
-             "hidden_act": "silu", "torch_dtype": "bfloat16", "attention_bias": false,
-             "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
-             "norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": []}}"#
+             "hidden_act": "silu", "torch_dtype": "bfloat16", "attention_bias": false{experts}}}"#
     );
     std::fs::write(directory.join("config.json"), config).expect("a file");
     ModelSource::Directory(directory.to_owned())
