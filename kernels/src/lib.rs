@@ -43,8 +43,12 @@ pub mod peak;
 pub mod residual;
 pub mod rms_norm;
 pub mod rope;
+#[cfg(feature = "cuda")]
+pub mod sampling;
 mod scratch;
 mod simd;
+#[cfg(feature = "cuda")]
+pub mod step;
 #[cfg(test)]
 mod testing;
 pub mod threads;

@@ -6,7 +6,7 @@ use super::cache::{KvCache, LayerCache};
 use super::clock::Part;
 use super::layers::{Attention, Mlp, Norm, Pass};
 use super::moe::Moe;
-use super::spec::{Embed, Ffn, Head, LayerSpec, Mixer, ModelSpec, Rope, Wiring};
+use super::spec::{Embed, Ffn, Head, LayerSpec, Mixer, ModelSpec, PositionScale, Rope, Wiring};
 use super::weights::keep::{Host, Keep};
 use super::weights::layer::LayerWeights;
 use super::weights::names::NormRole;
@@ -68,11 +68,11 @@ impl<K: Keep> Decoder<K> {
         };
         let head = if spec.head.tied { names.embed() } else { names.head() };
         let head = weights.matrix(&[rows::Part::whole(head, vocab)], hidden, Role::Head)?;
-        let mut ropes = RopeTables { tables: Vec::new(), max_model_len };
+        let mut tables = PositionTables::new(max_model_len);
         let mut layers = Vec::with_capacity(spec.layers.len());
         for (index, layer) in spec.layers.iter().enumerate() {
             let mut from = LayerWeights { weights, names: &names, index, hidden };
-            layers.push(Layer::load(&mut from, layer, &mut ropes)?);
+            layers.push(Layer::load(&mut from, layer, &mut tables)?);
         }
         let final_norm = weights.vector(&[(names.final_norm(), hidden)])?;
         let final_norm = Norm::new(weights, final_norm, spec.final_norm)?;
@@ -144,15 +144,13 @@ impl<K: Keep> Layer<K> {
     fn load(
         from: &mut LayerWeights<'_, K>,
         spec: &LayerSpec,
-        ropes: &mut RopeTables<K>,
+        tables: &mut PositionTables<K>,
     ) -> Result<Self, LoadError> {
         let Mixer::Attention(attention) = &spec.mixer;
-        let rope = attention.rope.as_ref();
-        let rope = rope.map(|rope| ropes.get(rope, &mut from.weights.keep)).transpose()?;
         let norms = &spec.norms;
         Ok(Self {
             pre_mix: Norm::load(from, NormRole::PreMix, norms.pre_mix)?,
-            mixer: Attention::load(from, attention, rope)?,
+            mixer: Attention::load(from, attention, tables)?,
             post_mix: Norm::load(from, NormRole::PostMix, norms.post_mix)?,
             pre_ffn: Norm::load(from, NormRole::PreFfn, norms.pre_ffn)?,
             ffn: FeedForward::load(from, &spec.ffn)?,
@@ -242,20 +240,39 @@ fn embed_scale(spec: &Embed, dtype: DType) -> Option<f32> {
     })
 }
 
-/// One table per distinct rotation: layers that turn alike share it.
-struct RopeTables<K: Keep> {
-    tables: Vec<(Rope, Arc<K::Rope>)>,
+/// What depends on positions: one table per distinct rotation or factor, which layers that are alike
+/// share.
+pub(crate) struct PositionTables<K: Keep> {
+    ropes: Vec<(Rope, Arc<K::Rope>)>,
+    factors: Vec<(PositionScale, Arc<K::Factors>)>,
     max_model_len: usize,
 }
 
-impl<K: Keep> RopeTables<K> {
-    fn get(&mut self, rope: &Rope, keep: &mut K) -> Result<Arc<K::Rope>, LoadError> {
-        if let Some((_, table)) = self.tables.iter().find(|(known, _)| known == rope) {
+impl<K: Keep> PositionTables<K> {
+    fn new(max_model_len: usize) -> Self {
+        Self { ropes: Vec::new(), factors: Vec::new(), max_model_len }
+    }
+
+    pub(crate) fn rope(&mut self, rope: &Rope, keep: &mut K) -> Result<Arc<K::Rope>, LoadError> {
+        if let Some((_, table)) = self.ropes.iter().find(|(known, _)| known == rope) {
             return Ok(table.clone());
         }
         let table = RopeTable::new(&rope.inv_freq(), rope.attention_factor(), self.max_model_len);
         let table = Arc::new(keep.rope(table)?);
-        self.tables.push((rope.clone(), table.clone()));
+        self.ropes.push((rope.clone(), table.clone()));
         Ok(table)
+    }
+
+    pub(crate) fn factors(
+        &mut self,
+        scale: PositionScale,
+        keep: &mut K,
+    ) -> Result<Arc<K::Factors>, LoadError> {
+        if let Some((_, factors)) = self.factors.iter().find(|(known, _)| *known == scale) {
+            return Ok(factors.clone());
+        }
+        let factors = Arc::new(keep.factors(scale, self.max_model_len)?);
+        self.factors.push((scale, factors.clone()));
+        Ok(factors)
     }
 }

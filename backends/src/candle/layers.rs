@@ -7,6 +7,7 @@
 
 use super::cache::LayerCache;
 use super::clock::{Clock, Part};
+use super::decoder::PositionTables;
 use super::spec::{self, NormKind, QkNorm};
 use super::weights::Weights;
 use super::weights::keep::{Host, Keep};
@@ -127,6 +128,8 @@ pub(crate) struct Attention<K: Keep> {
     pub(crate) qk_norm: Option<[QkWeight<K>; 2]>,
     /// Present exactly if the spec has a rope.
     pub(crate) rope: Option<Arc<K::Rope>>,
+    /// Of queries.
+    pub(crate) query_scale: Option<Arc<K::Factors>>,
     /// `[H]`.
     pub(crate) sinks: Option<K::Vector>,
 }
@@ -135,7 +138,7 @@ impl<K: Keep> Attention<K> {
     pub(crate) fn load(
         from: &mut LayerWeights<'_, K>,
         spec: &spec::Attention,
-        rope: Option<Arc<K::Rope>>,
+        tables: &mut PositionTables<K>,
     ) -> Result<Self, LoadError> {
         let (q, kv, hidden) = (spec.q_width(), spec.kv_width(), from.hidden);
         let split = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
@@ -153,7 +156,10 @@ impl<K: Keep> Attention<K> {
             true => Some(from.vector("self_attn.sinks", spec.heads)?),
             false => None,
         };
-        Ok(Self { spec: spec.clone(), qkv, output, qk_norm, rope, sinks })
+        let keep = &mut from.weights.keep;
+        let rope = spec.rope.as_ref().map(|rope| tables.rope(rope, keep)).transpose()?;
+        let query_scale = spec.query_scale.map(|scale| tables.factors(scale, keep)).transpose()?;
+        Ok(Self { spec: spec.clone(), qkv, output, qk_norm, rope, query_scale, sinks })
     }
 }
 
@@ -207,8 +213,8 @@ impl Attention<Host> {
         cache: &LayerCache,
     ) -> Result<()> {
         let factors: Option<Vec<f32>> = self
-            .spec
             .query_scale
+            .as_deref()
             .map(|scale| positions.iter().map(|&position| scale.at(position)).collect());
         let rope = self.rope.as_deref().zip(self.spec.rope.as_ref());
         let call = Heads {

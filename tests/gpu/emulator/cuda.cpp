@@ -146,10 +146,11 @@ DRIVER cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Modules: whatever the image is, its functions are the kernels that were compiled for the emulator.
+// Modules: whatever the image is, its functions are the kernels that were compiled here.
 
 DRIVER cuModuleLoadData(CUmodule* module, const void* image) {
     RETURN_IF_ERROR(check_context());
+    RETURN_IF_ERROR(check_not_captured());
     if (!image) return INVALID_VALUE;
     *module = &any_module;
     return SUCCESS;
@@ -166,7 +167,25 @@ DRIVER cuModuleGetFunction(CUfunction* function, CUmodule, const char* name) {
     const Kernel* kernel = find_kernel(name);
     if (!kernel) return refuse(NOT_FOUND, "no kernel `%s` is registered", name);
     std::lock_guard<std::mutex> lock(mutex);
-    *function = &functions.try_emplace(name, Function{kernel, DEFAULT_SHARED_BYTES}).first->second;
+    auto [entry, is_new] = functions.try_emplace(name, Function{kernel, DEFAULT_SHARED_BYTES});
+    *function = &entry->second;
+    // The driver loads a function when it is first asked for, which a capture does not allow.
+    return is_new ? check_not_captured() : SUCCESS;
+}
+
+// The place of a parameter among all of them, as the driver packs them; an error behind the last.
+DRIVER cuFuncGetParamInfo(CUfunction function, size_t index, size_t* offset, size_t* size) {
+    RETURN_IF_ERROR(check_context());
+    const Kernel& kernel = *function->kernel;
+    if (index >= kernel.num_parameters) return INVALID_VALUE;
+    size_t at = 0;
+    for (size_t i = 0; i <= index; i++) {
+        const Parameter& parameter = kernel.parameters[i];
+        at = (at + parameter.alignment - 1) / parameter.alignment * parameter.alignment;
+        *offset = at;
+        at += parameter.size;
+    }
+    if (size) *size = kernel.parameters[index].size;
     return SUCCESS;
 }
 
@@ -228,7 +247,7 @@ Result check_launch(const Function& function, const Launch& launch) {
     return SUCCESS;
 }
 
-// A pointer that is neither null nor the device's would fault on a GPU, which does not see the host.
+// A pointer that is neither null nor the device's faults on a GPU, which does not see the host.
 bool arguments_are_valid(const Kernel& kernel, void* const* arguments) {
     for (size_t i = 0; i < kernel.num_parameters; i++) {
         if (!kernel.parameters[i].is_pointer) continue;
@@ -269,6 +288,10 @@ DRIVER cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, uns
     std::vector<size_t> starts;
     for (size_t i = 0; i < kernel.num_parameters; i++) {
         size_t bytes = kernel.parameters[i].size;
+        if (!arguments[i]) {
+            return refuse(INVALID_VALUE, "kernel %s has %zu parameters, given are %zu arguments",
+                          kernel.name, kernel.num_parameters, i);
+        }
         starts.push_back(words.size());
         words.resize(words.size() + (bytes + 7) / 8);
         memcpy(&words[starts.back()], arguments[i], bytes);
@@ -285,7 +308,12 @@ DRIVER cuLaunchHostFunc(CUstream stream, void (*function)(void*), void* data) {
     return stream_of(stream).enqueue([function, data] { function(data); });
 }
 
-// For libcublas.so, whose products are operations like others.
+// For libcublas.so, whose products are operations like others, on memory like other.
+DRIVER emulator_check_range(const char* what, const void* start, size_t bytes) {
+    if (is_allocated(Space::Device, start, bytes)) return SUCCESS;
+    return refuse(INVALID_VALUE, "%s: %zu bytes at %p are in no allocation of the device", what,
+                  bytes, start);
+}
 DRIVER emulator_enqueue(CUstream stream, Operation* operation) {
     RETURN_IF_ERROR(check_context());
     return stream_of(stream).enqueue(std::move(*operation));

@@ -7,6 +7,7 @@ use super::rows::Rows;
 use super::{Role, dense};
 use crate::LoadError;
 use crate::candle::device_error;
+use crate::candle::spec::PositionScale;
 use candle_core::{DType, Device, Tensor};
 use millstream_kernels::linear::{LinearWeight, Quantization};
 use millstream_kernels::rope::RopeTable;
@@ -23,6 +24,8 @@ pub(crate) trait Keep {
     type Vector;
     /// Cosines and sines by position.
     type Rope;
+    /// Factors by position.
+    type Factors;
 
     /// What is being done with weights, for who waits.
     fn verb(&self) -> &'static str {
@@ -46,6 +49,13 @@ pub(crate) trait Keep {
 
     /// A rotation.
     fn rope(&mut self, table: RopeTable) -> Result<Self::Rope, LoadError>;
+
+    /// Factors for positions below `max_model_len`.
+    fn factors(
+        &mut self,
+        scale: PositionScale,
+        max_model_len: usize,
+    ) -> Result<Self::Factors, LoadError>;
 }
 
 /// Keeps weights in the machine's memory, packed as the processor's products read them.
@@ -64,6 +74,7 @@ impl Keep for Host {
     type Table = Tensor;
     type Vector = Tensor;
     type Rope = RopeTable;
+    type Factors = PositionScale;
 
     fn verb(&self) -> &'static str {
         match self.quantize {
@@ -102,6 +113,10 @@ impl Keep for Host {
 
     fn rope(&mut self, table: RopeTable) -> Result<RopeTable, LoadError> {
         Ok(table)
+    }
+
+    fn factors(&mut self, scale: PositionScale, _: usize) -> Result<PositionScale, LoadError> {
+        Ok(scale)
     }
 }
 

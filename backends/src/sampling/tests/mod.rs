@@ -1,6 +1,8 @@
 //! The sampler's edges. Beside them: a plain reference that sorts, the statistics of what is drawn,
 //! and a text that is interrupted.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod distribution;
 mod reference;
 mod resumption;
