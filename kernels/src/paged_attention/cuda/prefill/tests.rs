@@ -302,7 +302,7 @@ fn every_head_size_and_group_gives_what_the_formula_says() {
 #[test]
 fn windows_caps_and_sinks_give_what_the_formula_says() {
     let Some(gpu) = gpu() else { return };
-    let rows = &[(0, 33), (150, 130), (63, 2)];
+    let rows = &[(0, 65), (150, 130), (63, 2)];
     let windows = [1, 5, 16, 17, 31, 32, 33, 63, 64, 65, 100, 1000, u32::MAX].map(Some);
     for (i, window) in [None].into_iter().chain(windows).enumerate() {
         let (softcap, with_sinks) = ([None, Some(1.5)][i / 2 % 2], i % 2 == 0);
