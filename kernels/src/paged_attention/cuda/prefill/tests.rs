@@ -361,7 +361,7 @@ fn the_reciprocal_finds_the_block_of_every_tile() {
         let max_tiles = ((1_usize << 31) / in_block).min(300_000) as u32;
         let reciprocal = u64::from(reciprocal(in_block * TILE));
         for tile in 0..max_tiles {
-            let block = (2 * u64::from(tile) * reciprocal >> 32) as u32;
+            let block = ((2 * u64::from(tile) * reciprocal) >> 32) as u32;
             assert_eq!(block, tile / in_block as u32, "tile {tile}, {in_block} in a block");
         }
     }
