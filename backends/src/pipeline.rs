@@ -10,7 +10,7 @@ use millstream_proto::WorkerInfo;
 
 use crate::batch::Batch;
 use crate::grammar::Grammars;
-use crate::model::{Model, RowFailure, SampledLogprobs, SampledToken};
+use crate::model::{Model, RowResult, SampledLogprobs};
 
 /// A model whose batches overlap: the device computes one while the host prepares the next.
 ///
@@ -103,7 +103,7 @@ impl<P: Pipeline + ?Sized> Pipeline for Box<P> {
 #[derive(Debug, Default)]
 pub struct Computed {
     /// One per row, in order: `None` for a row that does not sample.
-    pub results: Vec<Result<Option<SampledToken>, RowFailure>>,
+    pub results: Vec<RowResult>,
     /// The log-probabilities that rows report of their prompts, as
     /// [`Model::take_prompt_logprobs`] gives them.
     pub prompt_logprobs: Vec<(u32, SampledLogprobs)>,

@@ -111,7 +111,7 @@ mod tests {
     use super::super::tests::ALL;
     use super::*;
     use crate::cuda::testing::{close, download, gpu, upload};
-    use crate::testing::{DTYPES, assert_error, random, random_tensor, values};
+    use crate::testing::{DTYPES, assert_close, assert_error, random, random_tensor, values};
 
     #[test]
     fn gated_is_its_formula_with_and_without_bias() {
@@ -162,7 +162,7 @@ mod tests {
                 _ => [1e4, 0.0, 1e30, 0.0],
             };
             let out = download(&gpu, &out);
-            close(&out[..4], &open, DType::F32, &format!("{act:?}"));
+            assert_close(&out[..4], &open, 1e-5, &format!("{act:?}"));
             assert!(out[4].is_nan(), "{act:?}");
         }
     }

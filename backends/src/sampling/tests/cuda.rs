@@ -69,6 +69,15 @@ struct Device {
     last_token: Array,
 }
 
+/// What a draw left behind.
+struct Drawn {
+    outcomes: Vec<Result<kernel::Outcome, Failure>>,
+    /// By slot.
+    last_token: Vec<u32>,
+    /// By slot, those of the whole vocabulary.
+    counts: Vec<u32>,
+}
+
 /// What stands where nothing was written.
 const UNTOUCHED: u32 = 0xabad_cafe;
 
@@ -81,7 +90,7 @@ impl Device {
                 return None;
             }
         };
-        let counts = gpu.upload(&vec![77_u32; num_slots * vocab_size]).unwrap();
+        let counts = gpu.upload(&vec![UNTOUCHED; num_slots * vocab_size]).unwrap();
         let last_token = gpu.upload(&vec![UNTOUCHED; num_slots]).unwrap();
         Some(Device { gpu, vocab_size, counts, last_token })
     }
@@ -102,7 +111,7 @@ impl Device {
     }
 
     /// Draws for one row per case, case i in slot i, between rows of padding.
-    fn draw(&self, cases: &[Case]) -> Vec<Result<kernel::Outcome, Failure>> {
+    fn draw(&self, cases: &[Case]) -> Drawn {
         /// What lies behind the vocabulary in each row.
         const BEHIND: usize = 3;
         let (mut lists, mut masks) = (Lists::default(), Vec::new());
@@ -126,11 +135,24 @@ impl Device {
             outcomes: &outcomes,
         };
         kernel::draw(&self.gpu, &draw).unwrap();
-        let outcomes = self.gpu.download::<u32>(&outcomes).unwrap();
+        let [outcomes, last_token, counts] = [&outcomes, &self.last_token, &self.counts]
+            .map(|array| self.gpu.download::<u32>(array).unwrap());
         let mut outcomes = outcomes.chunks(kernel::OUTCOME_WORDS);
         assert!(outcomes.next().unwrap().iter().all(|word| *word == UNTOUCHED), "padding");
-        outcomes.map(kernel::outcome).collect()
+        Drawn { outcomes: outcomes.map(kernel::outcome).collect(), last_token, counts }
     }
+}
+
+/// The words of the slot's counts that stand for a sequence's tokens.
+fn counts_of(sequence: &Sequence, vocab_size: usize) -> Vec<u32> {
+    if sequence.sampling.penalties.is_off() {
+        return vec![UNTOUCHED; vocab_size];
+    }
+    let mut counts = vec![0; vocab_size];
+    let (prompt, output) = sequence.tokens.split_at(sequence.prompt_len);
+    prompt.iter().for_each(|token| counts[*token as usize] |= 1 << 31);
+    output.iter().for_each(|token| counts[*token as usize] += 1);
+    counts
 }
 
 fn random_case(rng: &mut StdRng, vocab_size: usize) -> Case {
@@ -140,9 +162,22 @@ fn random_case(rng: &mut StdRng, vocab_size: usize) -> Case {
     // Many of them stand there twice.
     let last = (vocab_size as u32 - 1).min(40);
     let tokens: Vec<u32> = (0..len).map(|_| rng.random_range(0..=last)).collect();
+    let mut sequence = sequence_of(random_sampling(rng, vocab_size), prompt_len, &tokens);
+    (sequence.seed, sequence.choice) = (rng.random(), rng.random_range(0..3));
+    let num_stops = rng.random_range(0..4);
+    sequence.stop_token_ids =
+        (0..num_stops).map(|_| rng.random_range(0..=vocab_size as u32)).collect();
+    let share = [0.02, 0.5, 0.98][rng.random_range(0..3)];
+    let mask = (rng.random_range(0..4) == 0)
+        .then(|| (0..vocab_size).map(|_| rng.random_bool(share)).collect());
+    Case { logits, sequence, mask }
+}
+
+fn random_sampling(rng: &mut StdRng, vocab_size: usize) -> SamplingParams {
     let mut params = random_params(rng, vocab_size);
-    params.temperature =
-        [0.0, 0.3, 0.7, 1.0, 1.0, 5.0, f32::MIN_POSITIVE, f32::MAX][rng.random_range(0..8)];
+    let temperatures =
+        [0.0, 0.3, 0.7, 1.0, 1.0, 5.0, f32::MIN_POSITIVE, f32::from_bits(1), f32::MAX];
+    params.temperature = temperatures[rng.random_range(0..temperatures.len())];
     params.logprobs = [None, None, Some(0), Some(1), Some(20)][rng.random_range(0..5)];
     if rng.random_range(0..3) > 0 {
         params.penalties = Penalties::default();
@@ -154,16 +189,9 @@ fn random_case(rng: &mut StdRng, vocab_size: usize) -> Case {
         let token = rng.random_range(0..vocab_size as u32);
         params.bias = vec![(token, 1.5), (0, 0.1), (token, f32::NEG_INFINITY), (0, 0.2)];
     }
+    // Nobody's token.
     params.bias.push((vocab_size as u32, 9.0));
-    let mut sequence = sequence_of(params, prompt_len, &tokens);
-    (sequence.seed, sequence.choice) = (rng.random(), rng.random_range(0..3));
-    let num_stops = rng.random_range(0..4);
-    sequence.stop_token_ids =
-        (0..num_stops).map(|_| rng.random_range(0..=vocab_size as u32)).collect();
-    let share = [0.02, 0.5, 0.98][rng.random_range(0..3)];
-    let mask = (rng.random_range(0..4) == 0)
-        .then(|| (0..vocab_size).map(|_| rng.random_bool(share)).collect());
-    Case { logits, sequence, mask }
+    params
 }
 
 /// Logits of one of many shapes, few of them such as a model gives.
@@ -181,7 +209,8 @@ fn shaped_logits(rng: &mut StdRng, vocab_size: usize) -> Vec<f32> {
         3 => logits.iter_mut().for_each(|logit| {
             *logit = if *logit < 0.5 { f32::NEG_INFINITY } else { *logit };
         }),
-        4 => logits.iter_mut().for_each(|logit| *logit *= 1e37),
+        // Differences beyond f32.
+        4 => logits.iter_mut().for_each(|logit| *logit *= 2.8e37),
         5 => logits.iter_mut().for_each(|logit| *logit *= 1e-42),
         6 => logits[anywhere] = f32::MAX,
         7 => logits[anywhere] = 25.0,
@@ -223,24 +252,155 @@ fn check(case: &Case, found: &Result<kernel::Outcome, Failure>) {
 #[track_caller]
 fn assert_close(found: (u32, f32), expected: (u32, f32)) {
     let tolerance = 1e-5 * expected.1.abs().max(1.0);
-    let is_close = found.1 == expected.1 || (found.1 - expected.1).abs() <= tolerance;
+    // NaN is what the sampler makes of logits that are all -inf.
+    let is_close = found.1.to_bits() == expected.1.to_bits()
+        || (found.1 - expected.1).abs() <= tolerance
+        || found.1.is_nan() && expected.1.is_nan();
     assert!(found.0 == expected.0 && is_close, "expected {expected:?}, found {found:?}");
+}
+
+/// Draws for random cases and checks all that it leaves behind.
+fn check_launch(device: &Device, cases: &[Case]) {
+    device.reset_counts(cases);
+    let drawn = device.draw(cases);
+    for (slot, case) in cases.iter().enumerate() {
+        check(case, &drawn.outcomes[slot]);
+        let mut counts = counts_of(&case.sequence, device.vocab_size);
+        let mut last_token = UNTOUCHED;
+        if let Ok(outcome) = &drawn.outcomes[slot] {
+            last_token = outcome.token;
+            let counted = u32::from(!case.sequence.sampling.penalties.is_off());
+            counts[last_token as usize] += counted;
+        }
+        assert_eq!(drawn.last_token[slot], last_token);
+        assert_eq!(drawn.counts[slot * device.vocab_size..][..device.vocab_size], counts);
+    }
 }
 
 #[test]
 fn every_row_draws_what_the_sampler_draws() {
     const NUM_ROWS: usize = 16;
-    for (vocab_size, num_launches) in [(1, 4), (7, 20), (33, 40), (4_097, 30), (32_000, 4)] {
-        let Some(device) = Device::new(vocab_size, NUM_ROWS) else { return };
+    for (vocab_size, num_launches) in [(1, 4), (7, 60), (33, 60), (4_097, 20), (32_000, 3)] {
         for seed in 0..num_launches {
+            let Some(device) = Device::new(vocab_size, NUM_ROWS) else { return };
             let mut rng = StdRng::seed_from_u64(seed);
             let cases: Vec<Case> =
                 (0..NUM_ROWS).map(|_| random_case(&mut rng, vocab_size)).collect();
-            device.reset_counts(&cases);
-            let found = device.draw(&cases);
-            for (case, found) in cases.iter().zip(&found) {
-                check(case, found);
+            check_launch(&device, &cases);
+        }
+    }
+}
+
+#[test]
+fn ties_and_extremes_are_drawn_alike() {
+    let mut rng = StdRng::seed_from_u64(3);
+    let mut cases = Vec::new();
+    let mut add = |logits: &[f32], params: SamplingParams| {
+        let mut sequence = sequence(params);
+        sequence.seed = rng.random();
+        cases.push(Case { logits: logits.to_vec(), sequence, mask: None });
+    };
+    // As many of seven equals as are asked for.
+    for top_k in (0..7).cycle().take(70) {
+        add(&[0.5; 7], SamplingParams { top_k, ..warm(1.0) });
+        add(&[2.0, 3.0, 2.0, 2.0, -1.0, 2.0, 3.0], SamplingParams { top_k, ..warm(9.0) });
+        let share = top_k as f32 / 7.0;
+        add(&[0.5; 7], SamplingParams { top_p: share, ..warm(1.0) });
+        add(&[0.5; 7], SamplingParams { typical_p: share.max(0.01), ..warm(1.0) });
+    }
+    let (min, max) = (f32::MIN, f32::MAX);
+    let odd = [
+        [min, max, 0.0, 0.0, min, f32::NEG_INFINITY, 1.0],
+        [f32::NEG_INFINITY, f32::NEG_INFINITY, min, min, min, min, min],
+        [0.0, f32::from_bits(1), -f32::from_bits(1), f32::from_bits(2), -0.0, 1e-40, -1e-40],
+        [0.0, 80.0, 79.0, 78.0, 0.0, -80.0, 80.0],
+    ];
+    for logits in odd {
+        for temperature in [0.0, f32::from_bits(1), f32::MIN_POSITIVE, 1.0, 1e38, f32::MAX] {
+            for _ in 0..5 {
+                add(&logits, warm(temperature));
+                add(&logits, SamplingParams { top_p: 0.5, ..warm(temperature) });
+                add(&logits, SamplingParams { typical_p: 0.5, ..warm(temperature) });
             }
+        }
+    }
+    // What a bias or a ban would hide.
+    for hidden in [f32::NAN, f32::INFINITY] {
+        let mut logits = [0.0; 7];
+        logits[1] = hidden;
+        for bias in [1.0, f32::NEG_INFINITY] {
+            add(&logits, SamplingParams { bias: vec![(1, bias)], ..warm(1.0) });
+        }
+    }
+    let Some(device) = Device::new(7, cases.len()) else { return };
+    check_launch(&device, &cases);
+}
+
+#[test]
+fn a_text_goes_on_from_what_the_device_has_counted() {
+    const VOCAB_SIZE: usize = 24;
+    let Some(device) = Device::new(VOCAB_SIZE, 3) else { return };
+    let mut rng = StdRng::seed_from_u64(5);
+    let penalties = Penalties { repetition: 1.3, presence: 0.4, frequency: 0.2 };
+    let params = SamplingParams { penalties, logprobs: Some(2), ..warm(0.8) };
+    let mut cases: Vec<Case> = (0..3)
+        .map(|seed| {
+            let mut sequence = sequence(params.clone());
+            sequence.seed = seed;
+            Case { logits: Vec::new(), sequence, mask: None }
+        })
+        .collect();
+    device.reset_counts(&cases);
+    for _ in 0..40 {
+        for case in &mut cases {
+            case.logits = (0..VOCAB_SIZE).map(|_| rng.random_range(-2.0..2.0)).collect();
+        }
+        let drawn = device.draw(&cases);
+        for (case, outcome) in cases.iter_mut().zip(drawn.outcomes) {
+            check(case, &outcome);
+            let token = outcome.unwrap().token;
+            case.sequence.tokens.push(token);
+            case.sequence.counts.push(&penalties, token);
+        }
+    }
+}
+
+#[test]
+fn given_tokens_have_the_samplers_log_probabilities() {
+    const NUM_ROWS: usize = 12;
+    for vocab_size in [1, 7, 33, 4_097] {
+        let Some(Device { gpu, .. }) = Device::new(vocab_size, 1) else { return };
+        let mut rng = StdRng::seed_from_u64(4);
+        let logits: Vec<Vec<f32>> =
+            (0..NUM_ROWS).map(|_| shaped_logits(&mut rng, vocab_size)).collect();
+        let mut tokens: Vec<u32> =
+            (0..NUM_ROWS).map(|_| rng.random_range(0..vocab_size as u32)).collect();
+        tokens[0] = NONE;
+        let num_top: Vec<u32> = (0..NUM_ROWS).map(|_| rng.random_range(0..=20)).collect();
+        let outcomes = gpu.upload(&[UNTOUCHED; NUM_ROWS * kernel::OUTCOME_WORDS]).unwrap();
+        let score = kernel::Score {
+            vocab_size,
+            logits: &gpu.upload(&logits.concat()).unwrap(),
+            tokens: &gpu.upload(&tokens).unwrap(),
+            num_top: &gpu.upload(&num_top).unwrap(),
+            outcomes: &outcomes,
+        };
+        kernel::score(&gpu, &score).unwrap();
+        let outcomes = gpu.download::<u32>(&outcomes).unwrap();
+        let outcomes: Vec<&[u32]> = outcomes.chunks(kernel::OUTCOME_WORDS).collect();
+        assert!(outcomes[0].iter().all(|word| *word == UNTOUCHED), "padding");
+        for row in 1..NUM_ROWS {
+            let mut sampler = Sampler::new(vocab_size);
+            let expected = sampler.score(&logits[row], tokens[row], num_top[row] as usize);
+            let found = kernel::outcome(outcomes[row]);
+            let (Ok(expected), Ok(found)) = (&expected, &found) else {
+                assert_eq!(found, Err(Failure::NoNumber));
+                assert!(expected.is_err());
+                continue;
+            };
+            assert_close((found.token, found.logprob), (tokens[row], expected.logprob));
+            assert_eq!(found.top.len(), expected.top.len());
+            found.top.iter().zip(&expected.top).for_each(|(a, b)| assert_close(*a, *b));
         }
     }
 }

@@ -37,7 +37,7 @@ const PLAIN: Case = Case {
 
 /// Where the tokens of a case are: the second is padding, the third stands behind the tables.
 const POSITIONS: [u32; 4] = [7, 0, 4_000_000_000, 49];
-const SLOTS: [u32; 4] = [33, u32::MAX, 0, 47];
+const SLOTS: [u32; 4] = [33, u32::MAX, 5, 47];
 
 /// `[MAX_POS]`.
 fn factors() -> Vec<f32> {
@@ -157,7 +157,7 @@ fn heads_of_every_size_and_number_go_to_their_place() {
     let Some(gpu) = gpu() else { return };
     let rms = NormKind::Rms;
     for dtype in DTYPES {
-        for head_size in [1, 16, 40, 80, 96, 120, 256, 512, 520] {
+        for head_size in [1_usize, 16, 40, 80, 96, 120, 256, 512, 520] {
             let dims = if head_size.is_multiple_of(2) { head_size } else { 0 };
             let rope = Some((dims, RopeStyle::Half));
             for (heads, kv_heads) in [(1, 1), (5, 1), (20, 3)] {

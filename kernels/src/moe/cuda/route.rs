@@ -1,4 +1,4 @@
-//! Route on the GPU: the rules of [`crate::moe::route`], and a bias of the router's own.
+//! Route on the GPU: the rules of [`crate::moe::route()`], and a bias of the router's own.
 
 use candle_core::DType;
 

@@ -157,7 +157,11 @@ fn combine_is_its_formula_and_padding_gets_what_is_shared() {
             let padding: Vec<u32> = (0..tokens).map(|t| if t % 4 == 2 { PAD } else { 1 }).collect();
             let grouping = grouping(&gpu, shape, &choices(shape), Some(&padding));
             let rows = gpu.download::<u32>(&grouping.row_of_choice).unwrap();
-            let weights = random(1, shape.choices());
+            let mut weights = random(1, shape.choices());
+            for (i, weight) in weights.iter_mut().enumerate() {
+                // Those of padding may be anything.
+                *weight = if padding[i / top_k] == PAD { f32::NAN } else { *weight };
+            }
             for hidden in [1, 7, 64, 2056] {
                 let [y, shared] = [(2, shape.choices()), (3, tokens)]
                     .map(|(seed, rows)| values(&random_tensor(seed, &[rows, hidden], dtype)));

@@ -302,7 +302,7 @@ fn every_head_size_and_group_gives_what_the_formula_says() {
 #[test]
 fn windows_caps_and_sinks_give_what_the_formula_says() {
     let Some(gpu) = gpu() else { return };
-    let rows = &[(0, 33), (150, 130), (63, 2)];
+    let rows = &[(0, 65), (150, 130), (63, 2)];
     let windows = [1, 5, 16, 17, 31, 32, 33, 63, 64, 65, 100, 1000, u32::MAX].map(Some);
     for (i, window) in [None].into_iter().chain(windows).enumerate() {
         let (softcap, with_sinks) = ([None, Some(1.5)][i / 2 % 2], i % 2 == 0);
@@ -361,7 +361,7 @@ fn the_reciprocal_finds_the_block_of_every_tile() {
         let max_tiles = ((1_usize << 31) / in_block).min(300_000) as u32;
         let reciprocal = u64::from(reciprocal(in_block * TILE));
         for tile in 0..max_tiles {
-            let block = (2 * u64::from(tile) * reciprocal >> 32) as u32;
+            let block = ((2 * u64::from(tile) * reciprocal) >> 32) as u32;
             assert_eq!(block, tile / in_block as u32, "tile {tile}, {in_block} in a block");
         }
     }
