@@ -22,7 +22,7 @@ constexpr int NUM_MULTIPROCESSORS = 2;
 constexpr int THREADS_PER_MULTIPROCESSOR = 2048;
 
 std::atomic<bool> initialised;
-char primary_context, any_module;  // their addresses are the handles
+char primary_context;  // its address is the handle
 thread_local CUcontext current_context;
 
 }  // namespace
@@ -146,28 +146,32 @@ DRIVER cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Modules: whatever the image is, its functions are the kernels that were compiled here.
+// Modules
 
 DRIVER cuModuleLoadData(CUmodule* module, const void* image) {
     RETURN_IF_ERROR(check_context());
     RETURN_IF_ERROR(check_not_captured());
     if (!image) return INVALID_VALUE;
-    *module = &any_module;
+    *module = new Module;
     return SUCCESS;
 }
 DRIVER cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned, int*, void**) {
     return cuModuleLoadData(module, image);
 }
-DRIVER cuModuleUnload(CUmodule) { return check_context(); }
+DRIVER cuModuleUnload(CUmodule module) {
+    RETURN_IF_ERROR(check_context());
+    wait_for_all_streams();
+    delete module;
+    return SUCCESS;
+}
 
-DRIVER cuModuleGetFunction(CUfunction* function, CUmodule, const char* name) {
-    static std::mutex mutex;
-    static auto& functions = *new std::map<std::string, Function>;
+DRIVER cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
     RETURN_IF_ERROR(check_context());
     const Kernel* kernel = find_kernel(name);
     if (!kernel) return refuse(NOT_FOUND, "no kernel `%s` is registered", name);
-    std::lock_guard<std::mutex> lock(mutex);
-    auto [entry, is_new] = functions.try_emplace(name, Function{kernel, DEFAULT_SHARED_BYTES});
+    std::lock_guard<std::mutex> lock(module->mutex);
+    auto [entry, is_new] =
+        module->functions.try_emplace(name, Function{kernel, DEFAULT_SHARED_BYTES});
     *function = &entry->second;
     // The driver loads a function when it is first asked for, which a capture does not allow.
     return is_new ? check_not_captured() : SUCCESS;

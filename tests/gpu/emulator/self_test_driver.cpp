@@ -19,8 +19,12 @@ void test::launches_outside_the_limits_are_refused() {
     CHECK(cuFuncSetAttribute(function("test_reverse"), 8, 65536));
     launch("test_reverse", {1, 1, 32, 1, 65536}, data.address, data.address);
     CHECK_GIVES(1, cuFuncSetAttribute(function("test_reverse"), 8, 232449));
+    // Another module has other limits.
     Handle module, found;
     CHECK(cuModuleLoadData(&module, "any"));
+    CHECK(cuModuleGetFunction(&found, module, "test_reverse"));
+    CHECK(cuFuncSetAttribute(found, 8, 50000));
+    launch("test_reverse", {1, 1, 32, 1, 65536}, data.address, data.address);
     CHECK_GIVES(500, cuModuleGetFunction(&found, module, "no_such_kernel"));
     size_t offset, size;
     CHECK(cuFuncGetParamInfo(function("test_two_stages"), 2, &offset, &size));
