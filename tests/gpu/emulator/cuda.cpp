@@ -206,9 +206,7 @@ DRIVER cuFuncSetAttribute(CUfunction function, int attribute, int value) {
         return refuse(INVALID_VALUE, "kernel %s: %d bytes of dynamic shared memory, at most %u",
                       function->kernel->name, value, MAX_SHARED_BYTES);
     }
-    // A GPU loads a module once for each caller, and each has its own limit. Here all have one, so
-    // nobody may take back what another one asked for.
-    function->max_shared_bytes = std::max(unsigned(value), function->max_shared_bytes);
+    function->max_shared_bytes = std::max(unsigned(value), DEFAULT_SHARED_BYTES);
     return SUCCESS;
 }
 DRIVER cuFuncSetCacheConfig(CUfunction, int) { return check_context(); }
