@@ -7,6 +7,9 @@
 #   docker run -p 8080:80 millstream                       the demo model that is embedded
 #   docker run -p 8080:80 -v "$PWD/data:/data" millstream --model-id ORG/NAME
 #
+#   docker build -t millstream:cuda --target cuda --build-arg GIT_SHA="$(git rev-parse HEAD)" .
+#   docker run --gpus all -p 8080:80 -v "$PWD/data:/data" millstream:cuda --model-id ORG/NAME
+#
 # `sources` is what every device's executable is built from, `runtime` what every image has in
 # common; a device adds one stage that builds and one that copies. The last stage is the default.
 
@@ -61,6 +64,33 @@ LABEL org.opencontainers.image.title="Millstream" \
       org.opencontainers.image.description="High-throughput server for large language models" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${GIT_SHA}"
+
+# What the worker on a GPU links at run time, of CUDA's libraries, is cuBLAS alone; the driver comes
+# with the host. Built without a GPU: the compiler is the Python package index's.
+FROM sources AS build-cuda
+ARG GIT_SHA
+ARG CUBLAS=13.0.2.14
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/usr/src/millstream/target \
+    kernels/install-nvcc \
+    && cargo build --release --locked --features cuda --bin millstream --bin millstream-cuda \
+    && install -D -t /out/usr/local/bin target/release/millstream target/release/millstream-cuda \
+    && ln -s millstream /out/usr/local/bin/text-generation-launcher
+RUN python3 -m venv /pip \
+    && /pip/bin/pip install --quiet --no-deps --no-compile --target /cublas "nvidia-cublas==$CUBLAS" \
+    && install -D -t /out/usr/local/lib/cuda \
+        /cublas/nvidia/cu13/lib/libcublas.so.13 /cublas/nvidia/cu13/lib/libcublasLt.so.13 \
+    && rm -rf /cublas /pip
+
+FROM runtime AS cuda
+COPY --from=build-cuda /out/ /
+# The container runtime adds the driver's libraries for these.
+ENV LD_LIBRARY_PATH=/usr/local/lib/cuda \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 FROM runtime AS cpu
 COPY --from=build-cpu /out/ /

@@ -1,50 +1,7 @@
-//! The executable: `serve`, `worker`, `download`, `bench` and small tools behind one command line.
-
-mod args;
-mod banner;
-mod bench;
-mod demo;
-mod download;
-mod environment;
-mod health;
-mod hub;
-mod launcher;
-mod logging;
-mod model;
-mod serve;
-mod signals;
-mod worker;
+//! The executable `millstream`.
 
 use std::process::ExitCode;
 
-use args::Command;
-use launcher::LaunchError;
-
 fn main() -> ExitCode {
-    let command = match args::parse(std::env::args_os()) {
-        Ok(command) => command,
-        Err(error) => {
-            eprintln!("error: {error}");
-            return ExitCode::from(2);
-        }
-    };
-    let result = match command {
-        Command::Bench(args) => bench::run(*args),
-        Command::Env(args) => environment::run(&args),
-        Command::Health(args) => health::run(&args),
-        Command::Download(args) => download::run(&args),
-        Command::Serve(args) => serve::run(*args),
-        Command::Worker(args) => worker::run(*args),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // A worker that could not start has said why; its code is this process's as well.
-            if let Some(code) = error.downcast_ref().and_then(LaunchError::told_by_worker) {
-                return ExitCode::from(code);
-            }
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    millstream::main()
 }

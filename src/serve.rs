@@ -23,10 +23,12 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use crate::args::{GenerationConfig, LoadFormat, ModelArgs, ServeArgs, ServerArgs, listen_address};
+use crate::args::{
+    Device, GenerationConfig, LoadFormat, ModelArgs, ServeArgs, ServerArgs, listen_address,
+};
 use crate::banner::Banner;
 use crate::launcher::{self, KillSwitch, RestartPolicy, WorkerCommand};
-use crate::{demo, environment, hub, logging, model, signals};
+use crate::{demo, device, environment, hub, logging, model, signals};
 
 /// Serves until a signal asks for the end, or nothing can be served.
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
@@ -198,7 +200,10 @@ fn worker_command(
     words.extend(local.command_line());
     words.extend(args.log.command_line());
     Ok(WorkerCommand {
-        program: std::env::current_exe().context("cannot find this executable")?,
+        program: match local.mock {
+            Some(_) => device::program(Device::Cpu)?,
+            None => device::program(local.device)?,
+        },
         args: words,
         socket,
         start_timeout: args.timeouts.worker_start_timeout,

@@ -7,14 +7,14 @@ use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use millstream_backends::candle::{self, LoadOptions};
 use millstream_backends::mock::{MockConfig, MockGroup, MockModel};
-use millstream_backends::{LoadError, Model, Progress, threads};
+use millstream_backends::{Immediate, LoadError, Pipeline, Progress, threads};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
-use crate::args::{Dtype, LoadFormat, ModelArgs, Quantize, WorkerArgs};
+use crate::args::{Device, Dtype, LoadFormat, ModelArgs, Quantize, WorkerArgs};
 use crate::launcher::READY_LINE;
 use crate::{logging, model};
 
@@ -23,8 +23,21 @@ const BLOCK_SIZE: u32 = 16;
 /// Tokens of a step that the worker makes room for, unless told otherwise.
 const MAX_BATCH_TOKENS: u32 = 8192;
 
+/// Where an executable's worker computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// That of `millstream`.
+    Processor,
+    /// That of `millstream-cuda`.
+    #[cfg(feature = "cuda")]
+    Gpu,
+}
+
 /// Runs until the process is ended, or the model cannot be served.
-pub(crate) fn run(args: WorkerArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: WorkerArgs, place: Place) -> anyhow::Result<()> {
+    if place == Place::Processor && args.model.device == Device::Cuda {
+        bail!("--device cuda: the worker on a GPU is the executable millstream-cuda");
+    }
     logging::init(&args.log)?;
     if args.follow_stdin {
         follow_stdin(args.listen.clone())?;
@@ -36,7 +49,7 @@ pub(crate) fn run(args: WorkerArgs) -> anyhow::Result<()> {
         if options.pin_cpu_threads {
             threads::pin_caller().map_err(|error| LoadError::Device(error.to_string()))?;
         }
-        let model = load(&options, progress)?;
+        let model = load(&options, place, progress)?;
         if args.follow_stdin {
             // Nobody reads it only if the parent is gone, and then this process ends anyway.
             let _ = writeln!(io::stdout(), "{READY_LINE}");
@@ -89,9 +102,14 @@ fn start_compute_threads(args: &ModelArgs) -> anyhow::Result<()> {
     threads::start(count, args.pin_cpu_threads).context("--cpu-threads")
 }
 
-fn load(args: &ModelArgs, progress: &Progress) -> Result<Box<dyn Model>, LoadError> {
+fn load(
+    args: &ModelArgs,
+    place: Place,
+    progress: &Progress,
+) -> Result<Box<dyn Pipeline>, LoadError> {
     if let Some(settings) = &args.mock {
-        return Ok(Box::new(MockModel::new(mock_config(settings, args)?)));
+        let mock = MockModel::new(mock_config(settings, args)?);
+        return Ok(Box::new(Immediate::new(mock)));
     }
     let source = model::source(args).map_err(|error| LoadError::Device(error.to_string()))?;
     let options = LoadOptions {
@@ -109,12 +127,19 @@ fn load(args: &ModelArgs, progress: &Progress) -> Result<Box<dyn Model>, LoadErr
             Quantize::Int4 => candle::Quantization::Int4,
         }),
         kv_cache_memory: args.kv_cache_memory,
+        device_memory_fraction: args.cuda_memory_fraction,
         block_size: BLOCK_SIZE,
         max_slots: args.max_batch_size,
         max_batch_tokens: args.max_batch_prefill_tokens.unwrap_or(MAX_BATCH_TOKENS),
         max_model_len: args.max_total_tokens,
     };
-    Ok(Box::new(candle::load(&source, &options, progress)?))
+    match place {
+        Place::Processor => {
+            Ok(Box::new(Immediate::new(candle::load(&source, &options, progress)?)))
+        }
+        #[cfg(feature = "cuda")]
+        Place::Gpu => Ok(Box::new(candle::cuda::load(0, &source, &options, progress)?)),
+    }
 }
 
 /// Reads `key=value` pairs, separated by commas; what is not named follows the other flags.

@@ -11,7 +11,7 @@ use crate::slots::Sequence;
 /// What one forward pass computes.
 #[derive(Debug)]
 pub struct Batch<'a> {
-    /// `[T]` token ids.
+    /// `[T]` token ids, or [`UNKNOWN`](Self::UNKNOWN).
     pub ids: Vec<u32>,
     /// `[T]` absolute positions.
     pub positions: Vec<u32>,
@@ -54,7 +54,12 @@ impl BatchRow<'_> {
 }
 
 impl<'a> Batch<'a> {
-    /// Lays the rows out flat. Each row's range must be within its sequence's tokens.
+    /// The id of a token that is not known yet: a batch in flight samples it. It is the last one of
+    /// its row, and the device has it (see [`Pipeline`](crate::Pipeline)).
+    pub const UNKNOWN: u32 = u32::MAX;
+
+    /// Lays the rows out flat. Each row's range must be within its sequence's tokens, and those that
+    /// are promised.
     pub fn new(rows: Vec<BatchRow<'a>>) -> Self {
         let num_tokens = rows.iter().map(|row| row.len).sum();
         let mut batch = Batch {
@@ -65,7 +70,10 @@ impl<'a> Batch<'a> {
             rows,
         };
         for row in &batch.rows {
-            batch.ids.extend_from_slice(&row.sequence.tokens[row.start..row.end()]);
+            let tokens = &row.sequence.tokens;
+            let known = row.end().min(tokens.len());
+            batch.ids.extend_from_slice(&tokens[row.start.min(known)..known]);
+            batch.ids.resize(batch.positions.len() + row.len, Self::UNKNOWN);
             batch.positions.extend(row.start as u32..row.end() as u32);
             batch.cu_seqlens.push(batch.ids.len() as u32);
         }
@@ -135,5 +143,16 @@ mod tests {
         assert_eq!(batch.context_lens, [5, 1]);
         assert_eq!(batch.block_tables(0), [&[7, 3][..], &[5]]);
         assert_eq!(batch.slot_mapping(0, 4), [30, 31, 12, 20]);
+    }
+
+    #[test]
+    fn a_token_that_is_promised_is_unknown() {
+        let sequence = Sequence { tokens: vec![10, 11], ..Sequence::default() };
+        let ids = |start, len| {
+            let row = BatchRow { slot: 0, sequence: &sequence, start, len, sample: true };
+            Batch::new(vec![row; 2]).ids
+        };
+        assert_eq!(ids(2, 1), [Batch::UNKNOWN; 2]);
+        assert_eq!(ids(1, 2), [11, Batch::UNKNOWN, 11, Batch::UNKNOWN]);
     }
 }

@@ -5,26 +5,36 @@
 //! - only the stream accepted last is served: what is queued from an earlier one is discarded
 //!   without being computed, and its reply stream ends;
 //! - the thread never waits for a router: one that does not read what it asked for is cut off;
+//! - a step is begun as soon as it is there and another may be in flight, and the output of a step
+//!   is sent as soon as it is computed: neither waits for the other;
 //! - a panic is an end, not a hang: whoever waits on [`Engine::ended`] learns of it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use millstream_proto::run_reply::Message;
 use millstream_proto::{MAX_STEPS_IN_FLIGHT, RunReply, Step, Welcome, WorkerInfo};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 use tracing::{info, warn};
 
 use crate::error::{LoadError, WorkerError};
 use crate::executor::Executor;
-use crate::model::Model;
+use crate::pipeline::Pipeline;
 use crate::progress::Progress;
 
 /// Replies that wait to be read: a welcome and the outputs of all steps that may be in flight, and
 /// as much again in case the reader lags by a message.
 const REPLY_QUEUE: usize = 2 * (1 + MAX_STEPS_IN_FLIGHT);
+
+/// How long the thread looks out for a step and for an output without sleeping.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// How long it then sleeps before it looks again: a small part of what a step takes.
+const NAP: Duration = Duration::from_micros(20);
 
 /// Where the engine's replies to one stream go.
 pub(crate) type Replies = mpsc::Sender<Result<RunReply, Status>>;
@@ -62,7 +72,7 @@ impl Engine {
     /// Starts the thread, which loads the model and then runs steps until every handle is gone.
     pub(crate) fn start<L>(load: L) -> Result<Self, WorkerError>
     where
-        L: FnOnce(&Progress) -> Result<Box<dyn Model>, LoadError> + Send + 'static,
+        L: FnOnce(&Progress) -> Result<Box<dyn Pipeline>, LoadError> + Send + 'static,
     {
         let (commands, queue) = mpsc::channel(MAX_STEPS_IN_FLIGHT);
         let (loaded_sender, loaded) = oneshot::channel();
@@ -79,13 +89,14 @@ impl Engine {
             Err(error) => {
                 ended_sender.send(error).ok();
             }
-            Ok(model) => {
+            Ok(pipeline) => {
                 // Lives as long as the thread's work: its drop tells of a panic.
                 let _ended_sender = ended_sender;
-                info.get_or_init(|| model.info().clone());
+                info.get_or_init(|| pipeline.info().clone());
                 // The starter may be gone; the thread then ends on its own.
                 loaded_sender.send(()).ok();
-                EngineThread { executor: Executor::new(model), accepted, replies: None }.run(queue);
+                let executor = Executor::new(pipeline);
+                EngineThread { executor, accepted, replies: None }.run(queue);
             }
         };
         let thread = std::thread::Builder::new()
@@ -158,7 +169,7 @@ impl EngineHandle {
 }
 
 struct EngineThread {
-    executor: Executor<Box<dyn Model>>,
+    executor: Executor<Box<dyn Pipeline>>,
     accepted: Arc<AtomicU64>,
     /// The present stream; `None` before the first one and after it ended or was cut off.
     replies: Option<Replies>,
@@ -166,21 +177,61 @@ struct EngineThread {
 
 impl EngineThread {
     fn run(mut self, mut queue: mpsc::Receiver<Command>) {
-        while let Some(command) = queue.blocking_recv() {
-            let latest = self.accepted.load(Ordering::Acquire);
-            match command {
-                // Streams accepted at the same time may come in any order: the latest is served.
-                Command::Begin { epoch, replies } if epoch == latest => self.begin(epoch, replies),
-                Command::Step { epoch, step } if epoch == latest => self.step(*step),
-                Command::End { epoch } if epoch == latest => self.replies = None,
-                Command::Begin { .. } | Command::Step { .. } | Command::End { .. } => {}
+        loop {
+            if self.executor.in_flight() == 0 {
+                let Some(command) = self.wait(&mut queue) else { return };
+                self.obey(command);
+            } else if let Some(command) = self.watch(&mut queue) {
+                self.obey(command);
+            } else {
+                self.finish();
             }
         }
     }
 
+    /// The next command, or `None` once nobody can give one any more. While it is not there, what
+    /// there was no time for is done.
+    fn wait(&mut self, queue: &mut mpsc::Receiver<Command>) -> Option<Command> {
+        loop {
+            match queue.try_recv() {
+                Ok(command) => return Some(command),
+                Err(TryRecvError::Empty) if self.executor.idle() => {}
+                Err(_) => return queue.blocking_recv(),
+            }
+        }
+    }
+
+    /// A command that comes before the earliest step in flight is done, if one may come now.
+    fn watch(&mut self, queue: &mut mpsc::Receiver<Command>) -> Option<Command> {
+        if self.executor.in_flight() == self.executor.depth() {
+            return None;
+        }
+        let begun = Instant::now();
+        loop {
+            match queue.try_recv() {
+                Ok(command) => return Some(command),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) if self.executor.is_done() => return None,
+                Err(TryRecvError::Empty) if begun.elapsed() < SPIN => std::hint::spin_loop(),
+                Err(TryRecvError::Empty) => std::thread::sleep(NAP),
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        let latest = self.accepted.load(Ordering::Acquire);
+        match command {
+            // Streams accepted at the same time may come in any order: the latest is served.
+            Command::Begin { epoch, replies } if epoch == latest => self.begin(epoch, replies),
+            Command::Step { epoch, step } if epoch == latest => self.step(*step),
+            Command::End { epoch } if epoch == latest => self.end(),
+            Command::Begin { .. } | Command::Step { .. } | Command::End { .. } => {}
+        }
+    }
+
+    /// The stream before ends here, whatever the new one does; what it has in flight is given up.
     fn begin(&mut self, epoch: u64, replies: Replies) {
         info!(epoch, "a router connected");
-        // The stream before ends here, whatever the new one does.
         self.replies = Some(replies);
         self.executor.reset(epoch);
         let info = Some(self.executor.info().clone());
@@ -196,8 +247,20 @@ impl EngineThread {
         if self.replies.as_ref().is_none_or(Replies::is_closed) {
             return;
         }
-        let output = self.executor.execute(step);
+        self.executor.begin(step);
+    }
+
+    /// Waits for the earliest step in flight, and sends its output.
+    fn finish(&mut self) {
+        let output = self.executor.finish();
         self.reply(Message::Output(output));
+    }
+
+    fn end(&mut self) {
+        while self.executor.in_flight() > 0 {
+            self.finish();
+        }
+        self.replies = None;
     }
 
     fn reply(&mut self, message: Message) {

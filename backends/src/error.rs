@@ -76,6 +76,20 @@ pub enum LoadError {
         /// What that sequence needs, in MiB.
         needed_mib: u64,
     },
+    /// A GPU has no room for the weights, or for the activations of the largest step.
+    #[error(
+        "the GPU is full: {requested_mib} MiB were asked for, {free_mib} MiB of {total_mib} MiB \
+         are free; end what else uses it, lower --max-batch-prefill-tokens or --max-batch-size, or \
+         take a smaller model"
+    )]
+    DeviceMemory {
+        /// What was asked for.
+        requested_mib: u64,
+        /// What nobody uses.
+        free_mib: u64,
+        /// All of its memory.
+        total_mib: u64,
+    },
     /// The tensor library or a kernel refused.
     #[error("{0}")]
     Device(String),

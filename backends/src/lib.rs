@@ -2,7 +2,8 @@
 //!
 //! The gRPC edge ([`serve`]) hands the steps of one router to one engine thread. There an
 //! [`Executor`] keeps the [`slots`] (what runs, and where in the cache it lies), turns each step
-//! into one flat ragged [`Batch`], and gives it to a [`Model`]: a real one, or the
+//! into one flat ragged [`Batch`], and gives it to a [`Pipeline`]: two batches overlap where a
+//! device runs by itself, and a [`Model`] computes each at once. It is a real model, or the
 //! [`mock`], which is instant and notices every wrong block.
 //!
 //! A worker knows tokens, blocks and models. It knows neither HTTP nor text.
@@ -16,6 +17,7 @@ pub mod gguf;
 pub mod grammar;
 pub mod mock;
 pub mod model;
+pub mod pipeline;
 pub mod progress;
 pub mod sampling;
 mod server;
@@ -26,7 +28,8 @@ pub use batch::{Batch, BatchRow};
 pub use error::{LoadError, WorkerError};
 pub use executor::Executor;
 pub use millstream_kernels::{instruction_set, threads};
-pub use model::{Model, RowFailure, SampledLogprobs, SampledToken};
+pub use model::{Model, RowFailure, RowResult, SampledLogprobs, SampledToken};
+pub use pipeline::{Computed, Immediate, Pipeline};
 pub use progress::Progress;
 pub use sampling::{Sampler, SamplingParams};
 pub use server::serve;

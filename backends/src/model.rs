@@ -1,4 +1,7 @@
 //! What a worker runs: a real model, or the mock.
+//!
+//! A [`Model`] computes a batch while the caller waits; a device that runs by itself is a
+//! [`Pipeline`](crate::Pipeline).
 
 use std::time::Duration;
 
@@ -21,7 +24,7 @@ pub trait Model: Send {
     fn reset(&mut self);
 
     /// Computes the batch. One result per row, in order: `None` for a row that does not sample.
-    fn forward(&mut self, batch: &Batch<'_>) -> Vec<Result<Option<SampledToken>, RowFailure>>;
+    fn forward(&mut self, batch: &Batch<'_>) -> Vec<RowResult>;
 
     /// Of the last `forward`: the log-probabilities that rows report of their prompts (see
     /// [`BatchRow::reported`](crate::BatchRow::reported)), each with the row's index, in the order
@@ -41,31 +44,8 @@ pub trait Model: Send {
     }
 }
 
-impl<M: Model + ?Sized> Model for Box<M> {
-    fn info(&self) -> &WorkerInfo {
-        (**self).info()
-    }
-
-    fn reset(&mut self) {
-        (**self).reset();
-    }
-
-    fn forward(&mut self, batch: &Batch<'_>) -> Vec<Result<Option<SampledToken>, RowFailure>> {
-        (**self).forward(batch)
-    }
-
-    fn take_prompt_logprobs(&mut self) -> Vec<(u32, SampledLogprobs)> {
-        (**self).take_prompt_logprobs()
-    }
-
-    fn grammars(&self) -> Option<&Grammars> {
-        (**self).grammars()
-    }
-
-    fn sample_time(&self) -> Duration {
-        (**self).sample_time()
-    }
-}
+/// What a row comes to: a token, if it samples.
+pub type RowResult = Result<Option<SampledToken>, RowFailure>;
 
 /// A token drawn from a row's logits.
 #[derive(Clone, Debug, PartialEq)]

@@ -24,7 +24,7 @@ use tracing::{debug, info};
 
 use crate::engine::{Engine, EngineHandle};
 use crate::error::{LoadError, WorkerError};
-use crate::model::Model;
+use crate::pipeline::Pipeline;
 use crate::progress::Progress;
 
 /// Bytes of a stream that may be under way unacknowledged. A failover brings tens of megabytes,
@@ -46,7 +46,7 @@ pub async fn serve<L>(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError>
 where
-    L: FnOnce(&Progress) -> Result<Box<dyn Model>, LoadError> + Send + 'static,
+    L: FnOnce(&Progress) -> Result<Box<dyn Pipeline>, LoadError> + Send + 'static,
 {
     BoundSocket::bind(listen)?.serve(load, shutdown).await
 }
@@ -81,7 +81,7 @@ impl BoundSocket {
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), WorkerError>
     where
-        L: FnOnce(&Progress) -> Result<Box<dyn Model>, LoadError> + Send + 'static,
+        L: FnOnce(&Progress) -> Result<Box<dyn Pipeline>, LoadError> + Send + 'static,
     {
         let listener = self.listener.take().expect("a socket is served once");
         let mut engine = Engine::start(load)?;

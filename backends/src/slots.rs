@@ -6,30 +6,44 @@
 //! sequence of a failed row stays failed. Its later rows repeat the failure and compute nothing,
 //! so that whichever output the router reads first says why.
 //!
+//! The next steps may be applied before the rows of a step are finished. A row that samples promises
+//! a token, and later rows are planned with it as if it were there. What a row reports is what it
+//! would report if each step were finished before the next is applied: nothing, if an earlier row
+//! proves to have ended its sequence, and that row's failure, if it failed.
+//!
 //! Invariants:
-//! - a planned row lies within its sequence's tokens, and in every group its blocks cover what it
-//!   reads and writes: all positions up to its end, or those from its first window on;
+//! - a planned row lies within its sequence's tokens and those promised, and in every group its
+//!   blocks cover what it reads and writes: all positions up to its end, or those from its first
+//!   window on;
 //! - a planned row starts at `num_computed`, so nothing is computed twice and nothing skipped;
-//! - a slot has at most one row in a step.
+//! - a slot has at most one row in a step;
+//! - a sequence is kept while a row of it is in flight, also after its release.
 //!
 //! This module knows tokens, slots and block ids. It does not know the model or the device.
 
-use millstream_proto::{AddSequence, CONTINUE, CacheGroup, Grammar, NO_BLOCK, Step, WorkerInfo};
+mod limits;
+
+use millstream_proto::{AddSequence, Grammar, NO_BLOCK, Step, WorkerInfo};
 use tracing::warn;
 
+use self::limits::Limits;
 use crate::batch::{Batch, BatchRow};
 use crate::grammar::{Constrained, Grammars};
-use crate::model::RowFailure;
+use crate::model::{RowFailure, RowResult, SampledToken};
 use crate::sampling::{SamplingParams, TokenCounts};
 
 /// A sequence as the worker knows it.
 #[derive(Clone, Debug, Default)]
 pub struct Sequence {
+    /// Tells it from those that had its slot before, or have it later.
+    pub serial: u64,
     /// The first `prompt_len` tokens are the prompt; the rest were sampled.
     pub prompt_len: usize,
     /// Every token known, prompt and output.
     pub tokens: Vec<u32>,
-    /// Tokens whose keys and values are in the cache.
+    /// Tokens that rows in flight will sample; they follow those known.
+    pub num_promised: usize,
+    /// Tokens whose keys and values are in the cache once the rows in flight are computed.
     pub num_computed: usize,
     /// Per cache group, the blocks that hold them, in order; tables only grow. A place that the
     /// group's window has passed holds a block that may be another's by now, or [`NO_BLOCK`].
@@ -53,24 +67,45 @@ pub struct Sequence {
     pub ended: bool,
 }
 
+impl Sequence {
+    /// The text goes on with `token`.
+    fn push(&mut self, token: u32) {
+        self.tokens.push(token);
+        self.counts.push(&self.sampling.penalties, token);
+        // The sampler bans stop tokens where the text may not end.
+        self.ended = self.stop_token_ids.contains(&token);
+        if let Some(grammar) = self.grammar.as_ref().filter(|_| !self.ended) {
+            grammar.advance(token);
+        }
+    }
+}
+
 /// What becomes of one row of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RowPlan {
-    /// It is computed: `len` tokens from `start` on.
-    Run {
-        /// The slot, which is occupied.
-        slot: u32,
-        /// First position to compute.
-        start: usize,
-        /// Positions to compute, at least 1.
-        len: usize,
-        /// Whether to sample the token after the last one.
-        sample: bool,
-    },
+    /// It is computed.
+    Run(PlannedRow),
     /// Its sequence has ended: nothing to compute, nothing to return.
     Ended,
     /// It, or an earlier row of its sequence, is broken.
     Failed(RowFailure),
+}
+
+/// A row to compute: `len` tokens from `start` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlannedRow {
+    /// The slot of its sequence, which is occupied when the row is planned.
+    pub slot: u32,
+    /// The sequence's [`serial`](Sequence::serial).
+    pub serial: u64,
+    /// The step that it belongs to, counted by the worker.
+    pub step: u64,
+    /// First position to compute.
+    pub start: usize,
+    /// Positions to compute, at least 1.
+    pub len: usize,
+    /// Whether to sample the token after the last one.
+    pub sample: bool,
 }
 
 /// All slots of an epoch.
@@ -79,30 +114,11 @@ pub struct Slots {
     limits: Limits,
     grammars: Option<Grammars>,
     entries: Vec<Option<Entry>>,
+    /// What was released with rows in flight.
+    released: Vec<Entry>,
     num_steps: u64,
-}
-
-#[derive(Debug)]
-struct Limits {
-    max_model_len: usize,
-    max_batch_tokens: usize,
-    vocab_size: u32,
-    block_size: usize,
-    groups: Vec<GroupLimits>,
-}
-
-#[derive(Debug)]
-struct GroupLimits {
-    num_blocks: u32,
-    /// Positions that a query sees, its own included; `None` for all.
-    window: Option<usize>,
-}
-
-impl GroupLimits {
-    /// The first position that a query at `position` sees.
-    fn first_visible(&self, position: usize) -> usize {
-        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
-    }
+    /// Sequences added, ever.
+    num_added: u64,
 }
 
 #[derive(Debug, Default)]
@@ -112,15 +128,53 @@ struct Entry {
     first_blocks: Vec<usize>,
     /// A row has been planned. Before that, the prefix that was found in the cache is unknown.
     started: bool,
-    failure: Option<RowFailure>,
+    /// The step in which it failed, and why.
+    failure: Option<(u64, RowFailure)>,
     /// The step in which it last had a row.
     last_step: u64,
+    /// Rows that are planned and not finished.
+    num_in_flight: usize,
 }
 
 impl Entry {
-    /// The first failure counts; it stays.
-    fn fail(&mut self, failure: RowFailure) {
-        self.failure.get_or_insert(failure);
+    /// The failure of the earliest step counts; it stays.
+    fn fail(&mut self, step: u64, failure: RowFailure) {
+        if self.failure.as_ref().is_none_or(|(failed_in, _)| step < *failed_in) {
+            self.failure = Some((step, failure));
+        }
+    }
+
+    /// A row from `start` on is computed in this step.
+    fn begin(&mut self, row: WireRow, start: usize, step: u64) -> PlannedRow {
+        let (len, sample) = (row.len as usize, row.sample > 0);
+        self.started = true;
+        self.last_step = step;
+        self.num_in_flight += 1;
+        self.sequence.num_computed = start + len;
+        self.sequence.num_promised += usize::from(sample);
+        PlannedRow { slot: row.slot, serial: self.sequence.serial, step, start, len, sample }
+    }
+
+    /// See [`Slots::finish`].
+    fn finish(&mut self, row: PlannedRow, result: RowResult) -> RowResult {
+        let sequence = &mut self.sequence;
+        self.num_in_flight -= 1;
+        sequence.num_promised -= usize::from(row.sample);
+        if let Some((_, failure)) = self.failure.as_ref().filter(|(step, _)| *step < row.step) {
+            return Err(failure.clone());
+        }
+        if sequence.ended {
+            return Ok(None);
+        }
+        match &result {
+            Err(failure) => self.fail(row.step, failure.clone()),
+            Ok(None) => assert!(!row.sample, "a row that samples comes to a token"),
+            Ok(Some(SampledToken { token, .. })) => {
+                assert!(row.sample, "only asked rows sample");
+                sequence.push(*token);
+            }
+        }
+        result
     }
 }
 
@@ -137,20 +191,15 @@ impl Slots {
     /// As many empty slots as the worker offers. Sequences are constrained by `grammars`, or not at
     /// all.
     pub fn new(info: &WorkerInfo, grammars: Option<Grammars>) -> Self {
-        let limits = Limits {
-            max_model_len: info.max_model_len as usize,
-            max_batch_tokens: info.max_batch_tokens as usize,
-            vocab_size: info.vocab_size,
-            block_size: info.block_size as usize,
-            groups: info.cache_groups.iter().map(group_limits).collect(),
-        };
+        let limits = Limits::new(info);
         let entries = (0..info.max_slots).map(|_| None).collect();
-        Slots { limits, grammars, entries, num_steps: 0 }
+        Slots { limits, grammars, entries, released: Vec::new(), num_steps: 0, num_added: 0 }
     }
 
-    /// Empties all slots.
+    /// Empties all slots; rows in flight are not to be finished any more.
     pub fn clear(&mut self) {
         self.entries.fill_with(|| None);
+        self.released.clear();
     }
 
     /// The sequence in a slot, if there is one.
@@ -193,7 +242,7 @@ impl Slots {
     /// The batch of those rows that run, in the plan's order.
     pub fn batch(&self, plans: &[RowPlan]) -> Batch<'_> {
         let rows = plans.iter().filter_map(|plan| match *plan {
-            RowPlan::Run { slot, start, len, sample } => {
+            RowPlan::Run(PlannedRow { slot, start, len, sample, .. }) => {
                 let sequence = self.get(slot).expect("a planned row's slot is occupied");
                 Some(BatchRow { slot, sequence, start, len, sample })
             }
@@ -202,30 +251,25 @@ impl Slots {
         Batch::new(rows.collect())
     }
 
-    /// Takes back what a planned row, which ended before position `end`, came to.
-    pub fn finish(&mut self, slot: u32, end: usize, result: Result<Option<u32>, &RowFailure>) {
-        let entry = self.entries[slot as usize].as_mut().expect("a planned row's slot is occupied");
-        let sequence = &mut entry.sequence;
-        match result {
-            Err(failure) => entry.fail(failure.clone()),
-            Ok(None) => sequence.num_computed = end,
-            Ok(Some(token)) => {
-                sequence.num_computed = end;
-                sequence.tokens.push(token);
-                sequence.counts.push(&sequence.sampling.penalties, token);
-                // The sampler bans stop tokens where the text may not end.
-                sequence.ended = sequence.stop_token_ids.contains(&token);
-                if let Some(grammar) = sequence.grammar.as_ref().filter(|_| !sequence.ended) {
-                    grammar.advance(token);
-                }
-            }
-        }
+    /// Takes back what a planned row came to, and returns what it reports. Rows are finished in the
+    /// order in which they were planned.
+    pub fn finish(&mut self, row: PlannedRow, result: RowResult) -> RowResult {
+        let PlannedRow { slot, serial, .. } = row;
+        let occupant = self.entries[slot as usize].as_mut();
+        let entry = occupant
+            .filter(|entry| entry.sequence.serial == serial)
+            .or_else(|| self.released.iter_mut().find(|entry| entry.sequence.serial == serial))
+            .expect("a sequence is kept while a row of it is in flight");
+        let reported = entry.finish(row, result);
+        self.released.retain(|entry| entry.num_in_flight > 0);
+        reported
     }
 
     fn release(&mut self, slot: u32) {
-        let entry = self.entries.get_mut(slot as usize).and_then(Option::take);
-        if entry.is_none() {
-            warn!(slot, "release of an empty slot");
+        match self.entries.get_mut(slot as usize).and_then(Option::take) {
+            Some(entry) if entry.num_in_flight > 0 => self.released.push(entry),
+            Some(_) => {}
+            None => warn!(slot, "release of an empty slot"),
         }
     }
 
@@ -236,19 +280,22 @@ impl Slots {
         };
         if let Some(occupant) = entry {
             let rule = format!("slot {} was added to while occupied", add.slot);
-            return occupant.fail(RowFailure::protocol(rule));
+            return occupant.fail(self.num_steps, RowFailure::protocol(rule));
         }
         let checked = self.limits.check_add(&add).and_then(|sampling| {
             let grammar = constrain(self.grammars.as_ref(), &add, brought)?;
             Ok((sampling, grammar))
         });
-        let failure = checked.as_ref().err().cloned();
+        let failure = checked.as_ref().err().map(|failure| (self.num_steps, failure.clone()));
         let ((sampling, grammar), prompt_len) =
             (checked.unwrap_or_default(), add.prompt_len as usize);
+        self.num_added += 1;
         let sequence = Sequence {
+            serial: self.num_added,
             prompt_len,
             counts: TokenCounts::of(&sampling.penalties, prompt_len, &add.tokens),
             tokens: add.tokens,
+            num_promised: 0,
             num_computed: 0,
             block_tables: vec![Vec::new(); self.limits.groups.len()],
             sampling,
@@ -268,7 +315,8 @@ impl Slots {
             return warn!(slot, block, "new block for an empty slot");
         };
         let Some(limits) = self.limits.groups.get(group) else {
-            return entry.fail(RowFailure::protocol(format!("no cache group {group}")));
+            let rule = format!("no cache group {group}");
+            return entry.fail(self.num_steps, RowFailure::protocol(rule));
         };
         let table = &mut entry.sequence.block_tables[group];
         if block < limits.num_blocks {
@@ -281,7 +329,7 @@ impl Slots {
                 NO_BLOCK => format!("a place without a block in group {group}, which sees all"),
                 _ => format!("block {block} is beyond the {} of group {group}", limits.num_blocks),
             };
-            entry.fail(RowFailure::protocol(rule));
+            entry.fail(self.num_steps, RowFailure::protocol(rule));
         }
     }
 
@@ -292,7 +340,7 @@ impl Slots {
             let rule = format!("slot {} holds no sequence", row.slot);
             return RowPlan::Failed(RowFailure::protocol(rule));
         };
-        if let Some(failure) = &entry.failure {
+        if let Some((_, failure)) = &entry.failure {
             return RowPlan::Failed(failure.clone());
         }
         if entry.sequence.ended {
@@ -301,16 +349,12 @@ impl Slots {
         match self.limits.check_row(entry, row, self.num_steps, *budget) {
             Err(rule) => {
                 let failure = RowFailure::protocol(format!("slot {}: {rule}", row.slot));
-                entry.fail(failure.clone());
+                entry.fail(self.num_steps, failure.clone());
                 RowPlan::Failed(failure)
             }
             Ok(start) => {
-                let len = row.len as usize;
-                entry.sequence.num_computed = start;
-                entry.started = true;
-                entry.last_step = self.num_steps;
-                *budget -= len;
-                RowPlan::Run { slot: row.slot, start, len, sample: row.sample > 0 }
+                *budget -= row.len as usize;
+                RowPlan::Run(entry.begin(row, start, self.num_steps))
             }
         }
     }
@@ -320,103 +364,10 @@ impl Slots {
         let failure = RowFailure::protocol(rule);
         for slot in row_slots {
             if let Some(Some(entry)) = self.entries.get_mut(*slot as usize) {
-                entry.fail(failure.clone());
+                entry.fail(self.num_steps, failure.clone());
             }
         }
         vec![RowPlan::Failed(failure); row_slots.len()]
-    }
-}
-
-impl Limits {
-    /// The sampling parameters of a sequence that may be added.
-    fn check_add(&self, add: &AddSequence) -> Result<SamplingParams, RowFailure> {
-        let refuse = |rule: String| Err(RowFailure::protocol(rule));
-        let num_tokens = add.tokens.len();
-        if num_tokens == 0 || add.prompt_len == 0 || add.prompt_len as usize > num_tokens {
-            return refuse(format!("prompt_len is {} of {num_tokens} tokens", add.prompt_len));
-        }
-        if num_tokens > self.max_model_len {
-            let max = self.max_model_len;
-            return refuse(format!("{num_tokens} tokens exceed max_model_len ({max})"));
-        }
-        if let Some(token) = add.tokens.iter().find(|token| **token >= self.vocab_size) {
-            let vocab_size = self.vocab_size;
-            return refuse(format!("token {token} is beyond the vocabulary ({vocab_size})"));
-        }
-        // Ignoring any of these would change the text, or withhold what was asked for.
-        if !add.adapter.is_empty() {
-            return refuse("adapters are not supported by this worker".to_owned());
-        }
-        if add.prompt_logprobs_from == Some(0) {
-            return refuse("nothing predicts the first token of a prompt".to_owned());
-        }
-        add.sampling.as_ref().map_or_else(|| Ok(SamplingParams::default()), SamplingParams::parse)
-    }
-
-    /// Where a row starts, or the rule that it breaks.
-    fn check_row(
-        &self,
-        entry: &Entry,
-        row: WireRow,
-        step: u64,
-        budget: usize,
-    ) -> Result<usize, String> {
-        let sequence = &entry.sequence;
-        let (len, num_tokens) = (row.len as usize, sequence.tokens.len());
-        if entry.last_step == step {
-            return Err("two rows in one step".to_owned());
-        }
-        // The first row of a sequence says by its start how much of the prompt was found in the
-        // cache; from then on the worker knows.
-        let start = match row.start {
-            CONTINUE => sequence.num_computed,
-            start if entry.started && start as usize != sequence.num_computed => {
-                return Err(format!("row starts at {start}, not at {}", sequence.num_computed));
-            }
-            start => start as usize,
-        };
-        let end = start + len;
-        if len == 0 {
-            return Err("row_len is 0".to_owned());
-        }
-        if end > num_tokens {
-            return Err(format!("row {start}+{len} is beyond the {num_tokens} tokens known"));
-        }
-        if row.sample > 0 && end != num_tokens {
-            return Err(format!("row {start}+{len} samples before the last token ({num_tokens})"));
-        }
-        if end > self.max_model_len {
-            return Err(format!(
-                "row {start}+{len} exceeds max_model_len ({})",
-                self.max_model_len
-            ));
-        }
-        if len > budget {
-            return Err(format!("row {start}+{len} exceeds max_batch_tokens by {}", len - budget));
-        }
-        self.check_blocks(entry, start, end)?;
-        Ok(start)
-    }
-
-    /// Checks that the blocks of a row cover what it reads and writes in every group.
-    fn check_blocks(&self, entry: &Entry, start: usize, end: usize) -> Result<(), String> {
-        let row = || format!("row {start}+{}", end - start);
-        let needed = end.div_ceil(self.block_size);
-        for (index, group) in self.groups.iter().enumerate() {
-            let held = entry.sequence.block_tables[index].len();
-            if held < needed {
-                return Err(format!("{} needs {needed} blocks, the table has {held}", row()));
-            }
-            let (first, present) = (group.first_visible(start), entry.first_blocks[index]);
-            if first / self.block_size < present {
-                return Err(format!(
-                    "{} reads from position {first} on, group {index} has no block before {}",
-                    row(),
-                    present * self.block_size
-                ));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -439,7 +390,5 @@ fn constrain(
     Ok(Some(grammars.begin(grammar.clone(), output)))
 }
 
-fn group_limits(group: &CacheGroup) -> GroupLimits {
-    let window = (group.window > 0).then_some(group.window as usize);
-    GroupLimits { num_blocks: group.num_blocks, window }
-}
+#[cfg(test)]
+mod tests;

@@ -47,6 +47,8 @@ pub mod rope;
 pub mod sampling;
 mod scratch;
 mod simd;
+#[cfg(feature = "cuda")]
+pub mod step;
 #[cfg(test)]
 mod testing;
 pub mod threads;

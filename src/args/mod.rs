@@ -22,7 +22,7 @@ pub(crate) use log::LogArgs;
 pub(crate) use serve::{GenerationConfig, ServeArgs, ServerArgs};
 pub(crate) use tools::{EnvArgs, HealthArgs};
 pub(crate) use values::listen_address;
-pub(crate) use worker::{Dtype, LoadFormat, ModelArgs, Quantize, WorkerArgs};
+pub(crate) use worker::{Device, Dtype, LoadFormat, ModelArgs, Quantize, WorkerArgs};
 
 use std::ffi::{OsStr, OsString};
 
@@ -67,12 +67,50 @@ pub(crate) enum Command {
     Health(HealthArgs),
 }
 
+/// What `millstream-cuda` can do.
+#[cfg(feature = "cuda")]
+#[derive(Debug, Subcommand)]
+pub(crate) enum CudaCommand {
+    /// Run a model on the GPU for a router; `millstream serve` starts this itself.
+    Worker(Box<WorkerArgs>),
+    /// Say which GPU a worker would run on, or why there is none.
+    Probe,
+}
+
+/// The worker of Millstream that computes on a GPU.
+///
+/// `millstream serve` starts it where it finds a GPU.
+#[cfg(feature = "cuda")]
+#[derive(Debug, Parser)]
+#[command(name = "millstream-cuda", version, max_term_width = 80)]
+struct CudaCli {
+    /// What to do.
+    #[command(subcommand)]
+    command: CudaCommand,
+}
+
+/// Parses the command line of `millstream-cuda`; the error is one line for the user.
+///
+/// Help and version are printed, and end the process, here.
+#[cfg(feature = "cuda")]
+pub(crate) fn parse_cuda(args: impl IntoIterator<Item = OsString>) -> Result<CudaCommand, String> {
+    let mut definition = definition::<CudaCli>();
+    let parsed = definition
+        .try_get_matches_from_mut(args)
+        .and_then(|matches| CudaCli::from_arg_matches(&matches));
+    match parsed {
+        Ok(cli) => Ok(cli.command),
+        Err(error) if is_help(error.kind()) => error.exit(),
+        Err(error) => Err(one_line(&error.render().to_string())),
+    }
+}
+
 /// Parses the command line of this process; the error is one line for the user.
 ///
 /// Help and version are printed, and end the process, here.
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     let args = with_default_command(args.into_iter().collect());
-    let mut definition = definition();
+    let mut definition = definition::<Cli>();
     let parsed = definition.try_get_matches_from_mut(&args).and_then(|matches| {
         let command =
             Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut definition))?.command;
@@ -104,14 +142,14 @@ pub(crate) fn variables() -> Vec<String> {
 }
 
 /// The command line as the environment of this process makes it.
-fn definition() -> clap::Command {
+fn definition<C: CommandFactory>() -> clap::Command {
     // The rule that names the variables is told once, and no value of one is ever shown.
     let unless_empty = |arg: Arg| {
         let is_empty = arg.get_env().is_some_and(is_empty_variable);
         let arg = arg.hide_env(true);
         if is_empty { arg.env(Resettable::Reset) } else { arg }
     };
-    Cli::command().mut_subcommands(|command| command.mut_args(unless_empty))
+    C::command().mut_subcommands(|command| command.mut_args(unless_empty))
 }
 
 /// Compose files and manifests set variables to nothing where they mean none.
@@ -281,7 +319,8 @@ mod tests {
             ("fly", "fly"),
             ("worker", "--listen"),
             ("--kv-cache-memory 3Gallons", "3Gallons"),
-            ("--device cuda", "cuda"),
+            ("--device tpu", "auto, cpu or cuda"),
+            ("--cuda-memory-fraction 1.5", "1.5"),
             ("--dtype int3", "int3"),
             ("bench --url ftp://x", "ftp://x"),
             ("--hostname my-machine", "--hostname (my-machine)"),
@@ -360,7 +399,7 @@ mod tests {
     }
     #[test]
     fn help_fits_80_columns_and_its_groups_stand_in_order() {
-        let mut definition = definition();
+        let mut definition = definition::<Cli>();
         definition.build();
         for command in definition.get_subcommands_mut() {
             for help in [command.render_help(), command.render_long_help()] {

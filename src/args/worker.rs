@@ -55,7 +55,8 @@ pub(crate) struct ModelArgs {
     #[arg(long, env = "LOAD_FORMAT", default_value = "auto", value_name = "FORMAT")]
     pub(crate) load_format: LoadFormat,
 
-    /// What computes: `auto` takes the best device that this build knows, `cpu` the processor.
+    /// What computes: `auto` takes the GPU where there is one and the executable millstream-cuda
+    /// stands beside this one, and else the processor; `cpu` the processor; `cuda` the GPU, or nothing.
     #[arg(long, env = "DEVICE", default_value = "auto", value_name = "DEVICE", value_parser = device)]
     pub(crate) device: Device,
 
@@ -77,6 +78,12 @@ pub(crate) struct ModelArgs {
     #[arg(long, env = "KV_CACHE_MEMORY", value_name = "BYTES", value_parser = bytes,
           help_heading = "Scheduling")]
     pub(crate) kv_cache_memory: Option<u64>,
+
+    /// Share of a GPU's memory that is used at most, weights, activations and KV cache together: above
+    /// 0, up to 1.
+    #[arg(long, env = "CUDA_MEMORY_FRACTION", default_value = "1.0", value_name = "FRACTION",
+          value_parser = fraction, help_heading = "Scheduling")]
+    pub(crate) cuda_memory_fraction: f64,
 
     /// Sequences that run at once, at most; others wait. Higher is more throughput and slower
     /// single streams.
@@ -142,10 +149,12 @@ pub(crate) enum LoadFormat {
 /// What computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Device {
-    /// The best device that this build knows.
+    /// The GPU if one can be used, the processor otherwise.
     Auto,
     /// The processor.
     Cpu,
+    /// The GPU.
+    Cuda,
 }
 
 fn quantize(text: &str) -> Result<Quantize, String> {
@@ -169,8 +178,15 @@ fn device(text: &str) -> Result<Device, String> {
     match text {
         "auto" => Ok(Device::Auto),
         "cpu" => Ok(Device::Cpu),
-        "cuda" => Err("this build has no CUDA worker; use auto or cpu".into()),
-        _ => Err("expected auto or cpu".into()),
+        "cuda" => Ok(Device::Cuda),
+        _ => Err("expected auto, cpu or cuda".into()),
+    }
+}
+
+fn fraction(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(fraction) if fraction > 0.0 && fraction <= 1.0 => Ok(fraction),
+        _ => Err("expected a number above 0 and up to 1".into()),
     }
 }
 
@@ -184,9 +200,11 @@ impl ModelArgs {
         let mut words = vec![
             format!("--load-format={}", value_name(&self.load_format)),
             format!("--max-batch-size={}", self.max_batch_size),
+            format!("--cuda-memory-fraction={}", self.cuda_memory_fraction),
             match self.device {
                 Device::Auto => "--device=auto".to_owned(),
                 Device::Cpu => "--device=cpu".to_owned(),
+                Device::Cuda => "--device=cuda".to_owned(),
             },
         ];
         words.extend(self.cpu_threads.map(|count| format!("--cpu-threads={count}")));

@@ -6,7 +6,8 @@ use super::cache::{KvCache, LayerCache};
 use super::clock::Part;
 use super::layers::{Attention, Mlp, Norm, Pass};
 use super::moe::Moe;
-use super::spec::{Embed, Ffn, Head, LayerSpec, Mixer, ModelSpec, Rope, Wiring};
+use super::spec::{Embed, Ffn, Head, LayerSpec, Mixer, ModelSpec, PositionScale, Rope, Wiring};
+use super::weights::keep::{Host, Keep};
 use super::weights::layer::LayerWeights;
 use super::weights::names::NormRole;
 use super::weights::{Role, Weights, rows};
@@ -15,7 +16,7 @@ use crate::LoadError;
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 use millstream_kernels::embedding::{Table, embedding_into};
-use millstream_kernels::linear::{LinearWeight, linear_into};
+use millstream_kernels::linear::linear_into;
 use millstream_kernels::norm::norm_rows;
 use millstream_kernels::residual::{Given, residual};
 use millstream_kernels::rope::RopeTable;
@@ -24,38 +25,38 @@ use std::sync::Arc;
 
 type Result<T, E = KernelError> = std::result::Result<T, E>;
 
-/// A model's weights, ready to compute.
-pub(crate) struct Decoder {
+/// A model's weights, ready to compute where `K` keeps them.
+pub(crate) struct Decoder<K: Keep> {
     /// `[vocab, hidden]`; none where the head is the same matrix.
-    embed: Option<Tensor>,
-    embed_scale: Option<f32>,
-    layers: Vec<Layer>,
-    final_norm: Norm,
-    head: LinearWeight,
-    head_spec: Head,
+    pub(crate) embed: Option<K::Table>,
+    pub(crate) embed_scale: Option<f32>,
+    pub(crate) layers: Vec<Layer<K>>,
+    pub(crate) final_norm: Norm<K>,
+    pub(crate) head: K::Matrix,
+    pub(crate) head_spec: Head,
 }
 
-struct Layer {
-    pre_mix: Option<Norm>,
-    mixer: Attention,
-    post_mix: Option<Norm>,
-    pre_ffn: Option<Norm>,
-    ffn: FeedForward,
-    post_ffn: Option<Norm>,
-    wiring: Wiring,
-    residual_scale: Option<f32>,
+pub(crate) struct Layer<K: Keep> {
+    pub(crate) pre_mix: Option<Norm<K>>,
+    pub(crate) mixer: Attention<K>,
+    pub(crate) post_mix: Option<Norm<K>>,
+    pub(crate) pre_ffn: Option<Norm<K>>,
+    pub(crate) ffn: FeedForward<K>,
+    pub(crate) post_ffn: Option<Norm<K>>,
+    pub(crate) wiring: Wiring,
+    pub(crate) residual_scale: Option<f32>,
 }
 
-enum FeedForward {
-    Dense(Mlp),
-    Moe(Box<Moe>),
+pub(crate) enum FeedForward<K: Keep> {
+    Dense(Mlp<K>),
+    Moe(Box<Moe<K>>),
 }
 
-impl Decoder {
+impl<K: Keep> Decoder<K> {
     /// Takes every tensor of the spec from `weights`. Positions go up to `max_model_len`.
     pub(crate) fn load(
         spec: &ModelSpec,
-        weights: &mut Weights,
+        weights: &mut Weights<K>,
         max_model_len: usize,
     ) -> Result<Self, LoadError> {
         let (vocab, hidden) = (spec.vocab, spec.hidden);
@@ -66,24 +67,27 @@ impl Decoder {
             false => Some(weights.table(names.embed(), [vocab, hidden])?),
         };
         let head = if spec.head.tied { names.embed() } else { names.head() };
-        let head = weights.linear(&[rows::Part::whole(head, vocab)], hidden, Role::Head)?;
-        let mut ropes = RopeTables { tables: Vec::new(), max_model_len };
+        let head = weights.matrix(&[rows::Part::whole(head, vocab)], hidden, Role::Head)?;
+        let mut tables = PositionTables::new(max_model_len);
         let mut layers = Vec::with_capacity(spec.layers.len());
         for (index, layer) in spec.layers.iter().enumerate() {
             let mut from = LayerWeights { weights, names: &names, index, hidden };
-            layers.push(Layer::load(&mut from, layer, &mut ropes)?);
+            layers.push(Layer::load(&mut from, layer, &mut tables)?);
         }
         let final_norm = weights.vector(&[(names.final_norm(), hidden)])?;
+        let final_norm = Norm::new(weights, final_norm, spec.final_norm)?;
         Ok(Self {
             embed,
             embed_scale: embed_scale(&spec.embed, weights.dtype()),
             layers,
-            final_norm: Norm::new(final_norm, spec.final_norm)?,
+            final_norm,
             head,
             head_spec: spec.head.clone(),
         })
     }
+}
 
+impl Decoder<Host> {
     /// Runs the tokens of a pass, writes their keys and values to the cache, and returns the
     /// residual stream after the last layer, `[T, hidden]`, which is the workspace's.
     pub(crate) fn forward(
@@ -124,30 +128,29 @@ impl Decoder {
 struct Joining<'a> {
     /// `[T, hidden]`.
     y: Tensor,
-    post: Option<&'a Norm>,
+    post: Option<&'a Norm<Host>>,
     scale: Option<f32>,
 }
 
 impl Joining<'_> {
     /// Adds itself to the stream `x`, whose norm goes to the second of `normed`.
-    fn join(&self, x: &Tensor, normed: Option<(&Norm, &Tensor)>) -> Result<()> {
+    fn join(&self, x: &Tensor, normed: Option<(&Norm<Host>, &Tensor)>) -> Result<()> {
         let given = Given { y: &self.y, post: self.post.map(Norm::op), scale: self.scale };
         residual(x, Some(&given), normed.map(|(norm, out)| (norm.op(), out)))
     }
 }
 
-impl Layer {
+impl<K: Keep> Layer<K> {
     fn load(
-        from: &mut LayerWeights<'_>,
+        from: &mut LayerWeights<'_, K>,
         spec: &LayerSpec,
-        ropes: &mut RopeTables,
+        tables: &mut PositionTables<K>,
     ) -> Result<Self, LoadError> {
         let Mixer::Attention(attention) = &spec.mixer;
-        let rope = attention.rope.as_ref().map(|rope| ropes.get(rope));
         let norms = &spec.norms;
         Ok(Self {
             pre_mix: Norm::load(from, NormRole::PreMix, norms.pre_mix)?,
-            mixer: Attention::load(from, attention, rope)?,
+            mixer: Attention::load(from, attention, tables)?,
             post_mix: Norm::load(from, NormRole::PostMix, norms.post_mix)?,
             pre_ffn: Norm::load(from, NormRole::PreFfn, norms.pre_ffn)?,
             ffn: FeedForward::load(from, &spec.ffn)?,
@@ -156,7 +159,9 @@ impl Layer {
             residual_scale: spec.residual_scale,
         })
     }
+}
 
+impl Layer<Host> {
     /// Lets what the layer before gave join the stream `x` `[T, hidden]`, and the first half of this
     /// layer's, too; gives what the second half gave. So each joins in one pass with the norm that
     /// follows it.
@@ -187,14 +192,16 @@ impl Layer {
     }
 }
 
-impl FeedForward {
-    fn load(from: &mut LayerWeights<'_>, spec: &Ffn) -> Result<Self, LoadError> {
+impl<K: Keep> FeedForward<K> {
+    fn load(from: &mut LayerWeights<'_, K>, spec: &Ffn) -> Result<Self, LoadError> {
         match spec {
             Ffn::Dense(mlp) => Ok(Self::Dense(Mlp::load(from, "mlp", mlp)?)),
             Ffn::Moe(moe) => Ok(Self::Moe(Box::new(Moe::load(from, moe)?))),
         }
     }
+}
 
+impl FeedForward<Host> {
     /// `x` and the result are `[T, hidden]`.
     fn forward(&self, x: &Tensor, space: &mut Workspace) -> Result<Tensor> {
         match self {
@@ -208,7 +215,7 @@ impl FeedForward {
 fn joined(
     x: &Tensor,
     given: Option<Joining<'_>>,
-    norm: Option<&Norm>,
+    norm: Option<&Norm<Host>>,
     space: &mut Workspace,
 ) -> Result<Tensor> {
     let Some(norm) = norm else {
@@ -233,20 +240,39 @@ fn embed_scale(spec: &Embed, dtype: DType) -> Option<f32> {
     })
 }
 
-/// One table per distinct rotation: layers that turn alike share it.
-struct RopeTables {
-    tables: Vec<(Rope, Arc<RopeTable>)>,
+/// What depends on positions: one table per distinct rotation or factor, which layers that are alike
+/// share.
+pub(crate) struct PositionTables<K: Keep> {
+    ropes: Vec<(Rope, Arc<K::Rope>)>,
+    factors: Vec<(PositionScale, Arc<K::Factors>)>,
     max_model_len: usize,
 }
 
-impl RopeTables {
-    fn get(&mut self, rope: &Rope) -> Arc<RopeTable> {
-        if let Some((_, table)) = self.tables.iter().find(|(known, _)| known == rope) {
-            return table.clone();
+impl<K: Keep> PositionTables<K> {
+    fn new(max_model_len: usize) -> Self {
+        Self { ropes: Vec::new(), factors: Vec::new(), max_model_len }
+    }
+
+    pub(crate) fn rope(&mut self, rope: &Rope, keep: &mut K) -> Result<Arc<K::Rope>, LoadError> {
+        if let Some((_, table)) = self.ropes.iter().find(|(known, _)| known == rope) {
+            return Ok(table.clone());
         }
-        let table =
-            Arc::new(RopeTable::new(&rope.inv_freq(), rope.attention_factor(), self.max_model_len));
-        self.tables.push((rope.clone(), table.clone()));
-        table
+        let table = RopeTable::new(&rope.inv_freq(), rope.attention_factor(), self.max_model_len);
+        let table = Arc::new(keep.rope(table)?);
+        self.ropes.push((rope.clone(), table.clone()));
+        Ok(table)
+    }
+
+    pub(crate) fn factors(
+        &mut self,
+        scale: PositionScale,
+        keep: &mut K,
+    ) -> Result<Arc<K::Factors>, LoadError> {
+        if let Some((_, factors)) = self.factors.iter().find(|(known, _)| *known == scale) {
+            return Ok(factors.clone());
+        }
+        let factors = Arc::new(keep.factors(scale, self.max_model_len)?);
+        self.factors.push((scale, factors.clone()));
+        Ok(factors)
     }
 }

@@ -7,17 +7,18 @@
 
 use super::cache::LayerCache;
 use super::clock::{Clock, Part};
-use super::device_error;
+use super::decoder::PositionTables;
 use super::spec::{self, NormKind, QkNorm};
+use super::weights::Weights;
+use super::weights::keep::{Host, Keep};
 use super::weights::layer::LayerWeights;
 use super::weights::names::NormRole;
 use super::workspace::Workspace;
 use crate::LoadError;
 use candle_core::Tensor;
 use millstream_kernels::heads::{self, HeadNorm, Heads, Places, heads};
-use millstream_kernels::linear::{LinearWeight, linear_into};
+use millstream_kernels::linear::linear_into;
 use millstream_kernels::paged_attention::{AttentionParams, PagedBatch, paged_attention_into};
-use millstream_kernels::rope::RopeTable;
 use millstream_kernels::{KernelError, activation, norm};
 use std::sync::Arc;
 
@@ -46,30 +47,38 @@ pub(crate) struct GroupPass<'a> {
 }
 
 /// A norm over the last dimension.
-pub(crate) struct Norm {
-    weight: Tensor,
-    spec: spec::Norm,
+pub(crate) struct Norm<K: Keep> {
+    pub(crate) weight: K::Vector,
+    pub(crate) spec: spec::Norm,
 }
 
-impl Norm {
+impl<K: Keep> Norm<K> {
     /// A norm of the residual stream, if the layer has it.
     pub(crate) fn load(
-        from: &mut LayerWeights<'_>,
+        from: &mut LayerWeights<'_, K>,
         role: NormRole,
         spec: Option<spec::Norm>,
     ) -> Result<Option<Self>, LoadError> {
-        spec.map(|spec| Self::new(from.norm(role)?, spec)).transpose()
+        let Some(spec) = spec else { return Ok(None) };
+        let stored = from.norm(role)?;
+        Self::new(from.weights, stored, spec).map(Some)
     }
 
-    /// With a weight as stored.
-    pub(crate) fn new(stored: Tensor, spec: spec::Norm) -> Result<Self, LoadError> {
-        let weight = match spec.plus_one {
-            true => (stored + 1.0).map_err(device_error)?,
-            false => stored,
-        };
-        Ok(Self { weight, spec })
+    /// With a weight as stored, kept beside `weights`.
+    pub(crate) fn new(
+        weights: &mut Weights<K>,
+        mut stored: Vec<f32>,
+        spec: spec::Norm,
+    ) -> Result<Self, LoadError> {
+        if spec.plus_one {
+            stored.iter_mut().for_each(|weight| *weight += 1.0);
+        }
+        let shape = [stored.len()];
+        Ok(Self { weight: weights.keep.vector(stored, &shape)?, spec })
     }
+}
 
+impl Norm<Host> {
     /// As the kernels take it.
     pub(crate) fn op(&self) -> norm::Norm<'_> {
         let kind = match self.spec.kind {
@@ -81,15 +90,15 @@ impl Norm {
 }
 
 /// `x W^T + bias`.
-pub(crate) struct Linear {
-    pub(crate) weight: LinearWeight,
-    pub(crate) bias: Option<Tensor>,
+pub(crate) struct Linear<K: Keep> {
+    pub(crate) weight: K::Matrix,
+    pub(crate) bias: Option<K::Vector>,
 }
 
-impl Linear {
+impl<K: Keep> Linear<K> {
     /// Projections of the same input, fused into one: each by its name and its rows.
     pub(crate) fn load(
-        from: &mut LayerWeights<'_>,
+        from: &mut LayerWeights<'_, K>,
         parts: &[(&str, usize)],
         columns: usize,
         bias: bool,
@@ -97,7 +106,9 @@ impl Linear {
         let (weight, bias) = from.projections(parts, columns, bias)?;
         Ok(Self { weight, bias })
     }
+}
 
+impl Linear<Host> {
     /// Of `x` `[T, columns]`, into `out` `[T, rows]`.
     pub(crate) fn forward(&self, x: &Tensor, out: &Tensor) -> Result<()> {
         linear_into(x, &self.weight, self.bias.as_ref(), out)
@@ -109,23 +120,25 @@ impl Linear {
 }
 
 /// Causal attention over the paged cache.
-pub(crate) struct Attention {
-    spec: spec::Attention,
-    qkv: Linear,
-    output: Linear,
+pub(crate) struct Attention<K: Keep> {
+    pub(crate) spec: spec::Attention,
+    pub(crate) qkv: Linear<K>,
+    pub(crate) output: Linear<K>,
     /// Of q, of k.
-    qk_norm: Option<[QkWeight; 2]>,
+    pub(crate) qk_norm: Option<[QkWeight<K>; 2]>,
     /// Present exactly if the spec has a rope.
-    rope: Option<Arc<RopeTable>>,
+    pub(crate) rope: Option<Arc<K::Rope>>,
+    /// Of queries.
+    pub(crate) query_scale: Option<Arc<K::Factors>>,
     /// `[H]`.
-    sinks: Option<Tensor>,
+    pub(crate) sinks: Option<K::Vector>,
 }
 
-impl Attention {
+impl<K: Keep> Attention<K> {
     pub(crate) fn load(
-        from: &mut LayerWeights<'_>,
+        from: &mut LayerWeights<'_, K>,
         spec: &spec::Attention,
-        rope: Option<Arc<RopeTable>>,
+        tables: &mut PositionTables<K>,
     ) -> Result<Self, LoadError> {
         let (q, kv, hidden) = (spec.q_width(), spec.kv_width(), from.hidden);
         let split = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
@@ -143,9 +156,14 @@ impl Attention {
             true => Some(from.vector("self_attn.sinks", spec.heads)?),
             false => None,
         };
-        Ok(Self { spec: spec.clone(), qkv, output, qk_norm, rope, sinks })
+        let keep = &mut from.weights.keep;
+        let rope = spec.rope.as_ref().map(|rope| tables.rope(rope, keep)).transpose()?;
+        let query_scale = spec.query_scale.map(|scale| tables.factors(scale, keep)).transpose()?;
+        Ok(Self { spec: spec.clone(), qkv, output, qk_norm, rope, query_scale, sinks })
     }
+}
 
+impl Attention<Host> {
     /// `x` and the result are `[T, hidden]`; the result is the workspace's.
     pub(crate) fn forward(
         &self,
@@ -195,8 +213,8 @@ impl Attention {
         cache: &LayerCache,
     ) -> Result<()> {
         let factors: Option<Vec<f32>> = self
-            .spec
             .query_scale
+            .as_deref()
             .map(|scale| positions.iter().map(|&position| scale.at(position)).collect());
         let rope = self.rope.as_deref().zip(self.spec.rope.as_ref());
         let call = Heads {
@@ -212,48 +230,49 @@ impl Attention {
 }
 
 /// The norm of queries, or of keys.
-struct QkWeight {
-    norm: Norm,
-    scope: heads::Scope,
+pub(crate) struct QkWeight<K: Keep> {
+    pub(crate) norm: Norm<K>,
+    pub(crate) scope: heads::Scope,
 }
 
-impl QkWeight {
+impl<K: Keep> QkWeight<K> {
     fn load(
-        from: &mut LayerWeights<'_>,
+        from: &mut LayerWeights<'_, K>,
         name: &str,
         [heads, head_dim]: [usize; 2],
         scope: QkNorm,
     ) -> Result<Self, LoadError> {
         let (stored, norm, scope) = match scope {
-            QkNorm::PerHead(norm) => (from.vector(name, head_dim)?, norm, heads::Scope::PerHead),
+            QkNorm::PerHead(norm) => (from.values(name, head_dim)?, norm, heads::Scope::PerHead),
             QkNorm::Whole(norm) => {
-                (from.vector(name, heads * head_dim)?, norm, heads::Scope::Whole)
+                (from.values(name, heads * head_dim)?, norm, heads::Scope::Whole)
             }
             QkNorm::EachHead(norm) => {
                 let name = from.name(name);
-                let weights = from.weights.vectors(&name, [heads, head_dim])?;
-                (weights.flatten_all().map_err(device_error)?, norm, heads::Scope::EachHead)
+                (from.weights.floats(&name, &[heads, head_dim])?, norm, heads::Scope::EachHead)
             }
         };
-        Ok(Self { norm: Norm::new(stored, norm)?, scope })
+        Ok(Self { norm: Norm::new(from.weights, stored, norm)?, scope })
     }
+}
 
+impl QkWeight<Host> {
     fn op(&self) -> HeadNorm<'_> {
         HeadNorm { norm: self.norm.op(), scope: self.scope }
     }
 }
 
 /// `down(act(gate(x)) * up(x))`.
-pub(crate) struct Mlp {
-    gate_up: Linear,
-    down: Linear,
-    act: activation::Activation,
+pub(crate) struct Mlp<K: Keep> {
+    pub(crate) gate_up: Linear<K>,
+    pub(crate) down: Linear<K>,
+    pub(crate) act: activation::Activation,
 }
 
-impl Mlp {
+impl<K: Keep> Mlp<K> {
     /// The block whose projections are called `{name}.gate_proj` and so on.
     pub(crate) fn load(
-        from: &mut LayerWeights<'_>,
+        from: &mut LayerWeights<'_, K>,
         name: &str,
         spec: &spec::Mlp,
     ) -> Result<Self, LoadError> {
@@ -269,7 +288,9 @@ impl Mlp {
             act: spec.act,
         })
     }
+}
 
+impl Mlp<Host> {
     /// `x` and the result are `[T, hidden]`; the result is the workspace's.
     pub(crate) fn forward(&self, x: &Tensor, space: &mut Workspace) -> Result<Tensor> {
         let (tokens, both) = (x.dim(0)?, self.gate_up.out_features());

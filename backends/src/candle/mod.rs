@@ -4,11 +4,15 @@
 //! tensors; `decoder` is the two together, ready to compute; `cache` is the paged memory, sized
 //! by what is free; `model` puts them behind [`crate::Model`].
 //!
-//! `candle` gives tensors and devices; every computation is an op of `millstream_kernels`.
+//! `candle` gives tensors; every computation is an op of `millstream_kernels`. On a GPU, `cuda` has
+//! the same decoder with everything on the device.
 
 mod cache;
 mod clock;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod decoder;
+mod description;
 mod families;
 mod layers;
 mod memory;
@@ -60,8 +64,11 @@ pub struct LoadOptions {
     /// What the weights are quantised to while they are loaded, the head to 8 bits either way;
     /// tables of embeddings, the choice of experts and the cache stay in `dtype`.
     pub quantize: Option<Quantization>,
-    /// Bytes of KV cache; `None` takes half of the memory that is free once the weights are in.
+    /// Bytes of KV cache; `None` takes half of the memory that is free once the weights are in, on a
+    /// GPU what is free once the largest step has run.
     pub kv_cache_memory: Option<u64>,
+    /// The share of a GPU's memory that is used at most, weights and all; above 0, up to 1.
+    pub device_memory_fraction: f64,
     /// Tokens per block of the cache, a multiple of 16.
     pub block_size: u32,
     /// Sequences that may run at once, at least 1.
@@ -79,6 +86,7 @@ impl Default for LoadOptions {
             dtype: None,
             quantize: None,
             kv_cache_memory: None,
+            device_memory_fraction: 1.0,
             block_size: 16,
             max_slots: 256,
             max_batch_tokens: 8192,

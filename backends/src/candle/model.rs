@@ -7,23 +7,22 @@
 use super::cache::{self, CachePlan, KvCache};
 use super::clock::{Clock, Part};
 use super::decoder::Decoder;
+use super::description::{Description, precision};
 use super::layers::{GroupPass, Pass};
 use super::samplers::Samplers;
-use super::spec::{self, ModelSpec};
 use super::startup::{Stage, Startup};
-use super::vocabulary::Vocabulary;
-use super::weights::{Loaded, Weights};
+use super::weights::Weights;
+use super::weights::keep::Host;
 use super::workspace::Workspace;
-use super::{LoadOptions, Quantization, device_error, families, timing};
+use super::{LoadOptions, device_error, timing};
 use crate::grammar::Grammars;
 use crate::{
     Batch, BatchRow, LoadError, Model, ModelSource, Progress, RowFailure, SampledLogprobs,
     SampledToken,
 };
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use millstream_kernels::KernelError;
-use millstream_proto::{CacheGroup, WorkerInfo};
-use sha2::{Digest, Sha256};
+use millstream_proto::WorkerInfo;
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
@@ -33,7 +32,7 @@ const PROMPT_SLICE: usize = 32;
 /// A loaded model with its cache.
 pub struct CandleModel {
     info: WorkerInfo,
-    decoder: Decoder,
+    decoder: Decoder<Host>,
     cache: KvCache,
     plan: CachePlan,
     space: RefCell<Workspace>,
@@ -55,60 +54,46 @@ impl CandleModel {
     ) -> Result<Self, LoadError> {
         let mut startup = Startup::begin();
         progress.begin("reading the configuration");
-        let config = read_config(source)?;
-        let mut spec = families::parse(&config)?;
-        let max_model_len = cache::max_model_len(&spec, options)?;
-        spec.settle(max_model_len);
-        let Vocabulary { size: vocab_size, eos_token_ids } = Vocabulary::read(source, &spec)?;
-        let grammars = read_grammars(source, vocab_size)?;
+        let mut description = Description::read(source, options)?;
         startup.end(Stage::Configuration);
 
-        let stated_dtype = families::stated_dtype(&config)?;
-        let mut weights = Weights::open(source, stated_dtype.as_deref(), options, progress)?;
+        let stated_dtype = description.stated_dtype.as_deref();
+        let keep = |dtype| {
+            let unpacks = options.dtype.is_some();
+            Ok(Host { dtype, unpacks, quantize: options.quantize })
+        };
+        let mut weights = Weights::open(source, stated_dtype, options, progress, keep)?;
+        let spec = &mut description.spec;
         let names = weights.names(spec.layout, spec.layers.len());
         spec.head.tied |= spec.layout.tied_unless_stored && !weights.has(&names.head());
         let dtype = weights.dtype();
-        let decoder = Decoder::load(&spec, &mut weights, max_model_len)?;
+        let decoder = Decoder::load(spec, &mut weights, description.max_model_len)?;
         let keeps_blocks = weights.keeps_blocks();
         let loaded = weights.finish(&names, spec.head.tied)?;
         startup.end(Stage::Weights);
 
         progress.begin("preparing the cache");
-        let plan = CachePlan::new(&spec, dtype, options, cache::memory_budget(options))?;
+        let plan = CachePlan::new(spec, dtype, options, cache::memory_budget(options))?;
         let precision = precision(dtype, options.quantize, keeps_blocks);
-        let info = WorkerInfo {
-            fingerprint: fingerprint(&spec, &precision, vocab_size, &loaded),
-            build: env!("CARGO_PKG_VERSION").into(),
-            max_model_len: plan.max_model_len as u32,
-            vocab_size: vocab_size as u32,
-            block_size: plan.block_size as u32,
-            max_slots: options.max_slots.max(1),
-            max_batch_tokens: options.max_batch_tokens.max(1),
-            timed_batch_tokens: 0,
-            cache_groups: cache_groups(&plan),
-            eos_token_ids,
-            has_unblocked_state: false,
-            rank: 0,
-            world: 1,
-            dtype: precision,
-            num_parameters: loaded.num_parameters,
-            no_grammars: grammars.as_ref().map_or_else(no_tokenizer, Grammars::problem),
-        };
+        let info = description.info(&plan, &loaded, precision, options);
         let mut model = Self {
             info,
             decoder,
             cache: plan.allocate()?,
             plan,
             space: RefCell::default(),
-            samplers: Samplers::new(vocab_size),
-            grammars,
+            samplers: Samplers::new(description.vocab_size),
+            grammars: description.grammars,
             sample_time: Duration::ZERO,
             prompt_logprobs: Vec::new(),
             clock: Clock::default(),
         };
         startup.end(Stage::Cache);
         progress.begin("timing a step");
-        model.info.timed_batch_tokens = timing::batch_tokens(&model).map_err(device_error)?;
+        let last = |batch: &Batch<'_>| batch.ids.len() as u32 - 1;
+        let compute = |batch: &Batch<'_>| model.logits(batch, &[last(batch)]).map(drop);
+        let timed = timing::batch_tokens(&model.info, compute).map_err(device_error)?;
+        model.info.timed_batch_tokens = timed;
         startup.end(Stage::Timing);
         startup.tell(&loaded);
         Ok(model)
@@ -276,60 +261,6 @@ impl Model for CandleModel {
 
     fn sample_time(&self) -> Duration {
         self.sample_time
-    }
-}
-
-fn read_config(source: &ModelSource) -> Result<Vec<u8>, LoadError> {
-    let file = "config.json";
-    match source.read(file) {
-        Ok(Some(json)) => Ok(json.into_owned()),
-        Ok(None) => Err(LoadError::Missing { file: file.into(), model: source.name() }),
-        Err(error) => Err(LoadError::Read { file: file.into(), source: error }),
-    }
-}
-
-fn no_tokenizer() -> String {
-    "the model has no tokenizer.json".to_owned()
-}
-
-/// Begins to read the vocabulary for grammars, which ends while the weights are read.
-fn read_grammars(source: &ModelSource, vocab_size: usize) -> Result<Option<Grammars>, LoadError> {
-    let file = "tokenizer.json";
-    let read = |source| LoadError::Read { file: file.into(), source };
-    let Some(tokenizer) = source.read(file).map_err(read)? else { return Ok(None) };
-    Grammars::new(tokenizer, vocab_size).map(Some).map_err(read)
-}
-
-/// Digest of what decides a text. How a checkpoint is cut into files does not.
-fn fingerprint(spec: &ModelSpec, precision: &str, vocab_size: usize, loaded: &Loaded) -> String {
-    let mut digest = Sha256::new();
-    digest.update(format!("millstream 1\n{spec:?}\n{precision}\n{vocab_size}\n"));
-    digest.update(loaded.digest);
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn cache_groups(plan: &CachePlan) -> Vec<CacheGroup> {
-    let group = |(group, &num_blocks): (&spec::CacheGroup, &usize)| CacheGroup {
-        num_layers: group.layers.len() as u32,
-        bytes_per_token: plan.bytes_per_token(group),
-        window: group.window.unwrap_or(0),
-        num_blocks: num_blocks as u32,
-    };
-    plan.groups.iter().zip(&plan.num_blocks).map(group).collect()
-}
-
-/// What the weights are computed in, in words.
-fn precision(dtype: DType, quantize: Option<Quantization>, keeps_blocks: bool) -> String {
-    let dtype = match dtype {
-        DType::F32 => "f32",
-        DType::F16 => "f16",
-        _ => "bf16",
-    };
-    match quantize {
-        None if keeps_blocks => format!("{dtype} beside blocks as stored"),
-        None => dtype.to_owned(),
-        Some(Quantization::Int8) => format!("{dtype} weights in int8"),
-        Some(Quantization::Int4) => format!("{dtype} weights in int4"),
     }
 }
 

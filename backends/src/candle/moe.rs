@@ -8,29 +8,33 @@
 
 use super::layers::{Linear, Mlp};
 use super::spec;
+use super::weights::keep::{Host, Keep};
 use super::weights::layer::LayerWeights;
 use super::workspace::Workspace;
 use crate::LoadError;
 use candle_core::Tensor;
-use millstream_kernels::linear::{LinearWeight, grouped_linear, linear};
+use millstream_kernels::linear::{grouped_linear, linear};
 use millstream_kernels::moe;
 use millstream_kernels::{KernelError, activation, add::add};
 
 type Result<T, E = KernelError> = std::result::Result<T, E>;
 
 /// The experts of a layer, with what chooses among them.
-pub(crate) struct Moe {
-    spec: spec::Moe,
-    router: Linear,
+pub(crate) struct Moe<K: Keep> {
+    pub(crate) spec: spec::Moe,
+    pub(crate) router: Linear<K>,
     /// `[E]`.
-    select_bias: Option<Tensor>,
-    gate_up: Experts,
-    down: Experts,
-    shared: Option<Mlp>,
+    pub(crate) select_bias: Option<K::Vector>,
+    pub(crate) gate_up: Experts<K>,
+    pub(crate) down: Experts<K>,
+    pub(crate) shared: Option<Mlp<K>>,
 }
 
-impl Moe {
-    pub(crate) fn load(from: &mut LayerWeights<'_>, spec: &spec::Moe) -> Result<Self, LoadError> {
+impl<K: Keep> Moe<K> {
+    pub(crate) fn load(
+        from: &mut LayerWeights<'_, K>,
+        spec: &spec::Moe,
+    ) -> Result<Self, LoadError> {
         let names = from.names.moe();
         let (weight, bias) = from.router((names.router, spec.experts), spec.router_bias)?;
         let router = Linear { weight, bias };
@@ -55,7 +59,9 @@ impl Moe {
             shared,
         })
     }
+}
 
+impl Moe<Host> {
     /// `x` and the result are `[T, hidden]`.
     pub(crate) fn forward(&self, x: &Tensor, space: &mut Workspace) -> Result<Tensor> {
         let logits = linear(x, &self.router.weight, self.router.bias.as_ref())?; // [T,E]
@@ -74,14 +80,14 @@ impl Moe {
 }
 
 /// A projection for each expert.
-struct Experts {
+pub(crate) struct Experts<K: Keep> {
     /// `E` of them.
-    weights: Vec<LinearWeight>,
+    pub(crate) weights: K::Experts,
     /// `[E, N]`.
-    bias: Option<Tensor>,
+    pub(crate) bias: Option<K::Vector>,
 }
 
-impl Experts {
+impl Experts<Host> {
     /// Rows `[R, K]`, those of expert e before `ends[e]`; gives `[R, N]`.
     fn forward(&self, rows: &Tensor, ends: &[u32]) -> Result<Tensor> {
         grouped_linear(rows, ends, &self.weights, self.bias.as_ref())

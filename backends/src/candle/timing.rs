@@ -5,9 +5,7 @@
 //! the whole measurement well under 150 ms for small models, and at the first length for large
 //! ones. The time decides only how long steps are, never what is computed.
 
-use super::CandleModel;
-use crate::{Batch, BatchRow, Model, Sequence};
-use millstream_kernels::KernelError;
+use crate::{Batch, BatchRow, Sequence};
 use millstream_proto::WorkerInfo;
 use std::time::{Duration, Instant};
 
@@ -19,16 +17,20 @@ const AT_LEAST: u32 = 64;
 const FIRST: u32 = 16;
 
 /// Tokens that fit a step, between 64 (or the model's limit, if that is lower) and that limit.
-pub(super) fn batch_tokens(model: &CandleModel) -> Result<u32, KernelError> {
-    let limit = model.info().max_batch_tokens;
-    let largest = limit.min(model.info().max_model_len).min(cache_tokens(model.info()));
+/// `compute` runs a batch of one row from beginning to end.
+pub(super) fn batch_tokens<E>(
+    info: &WorkerInfo,
+    mut compute: impl FnMut(&Batch<'_>) -> Result<(), E>,
+) -> Result<u32, E> {
+    let limit = info.max_batch_tokens;
+    let largest = limit.min(info.max_model_len).min(cache_tokens(info));
     let mut tokens = FIRST.min(largest);
     loop {
-        let mut took = time(model, tokens)?;
+        let mut took = time(info, tokens, &mut compute)?;
         // What looks too long is timed again: the first step wakes threads and memory, and the
         // machine has other things to do. What is far too long is long.
         if (STEP / 4..STEP * 5).contains(&took) {
-            took = took.min(time(model, tokens)?);
+            took = took.min(time(info, tokens, &mut compute)?);
         }
         if took >= STEP / 4 || tokens == largest {
             return Ok(fit(tokens, took, limit));
@@ -53,9 +55,13 @@ fn fit(tokens: u32, took: Duration, limit: u32) -> u32 {
 
 /// One forward pass over a prompt of this length, through the cache's first blocks. What it
 /// leaves there is never read: a block is written before it is used.
-fn time(model: &CandleModel, tokens: u32) -> Result<Duration, KernelError> {
-    let blocks = tokens.div_ceil(model.info().block_size);
-    let groups = model.info().cache_groups.len();
+fn time<E>(
+    info: &WorkerInfo,
+    tokens: u32,
+    compute: &mut impl FnMut(&Batch<'_>) -> Result<(), E>,
+) -> Result<Duration, E> {
+    let blocks = tokens.div_ceil(info.block_size);
+    let groups = info.cache_groups.len();
     let sequence = Sequence {
         tokens: vec![0; tokens as usize],
         block_tables: vec![(0..blocks).collect(); groups],
@@ -65,7 +71,7 @@ fn time(model: &CandleModel, tokens: u32) -> Result<Duration, KernelError> {
         BatchRow { slot: 0, sequence: &sequence, start: 0, len: tokens as usize, sample: true };
     let batch = Batch::new(vec![row]);
     let begin = Instant::now();
-    model.logits(&batch, &[tokens - 1])?;
+    compute(&batch)?;
     Ok(begin.elapsed())
 }
 

@@ -1,10 +1,13 @@
 //! Steps against the mock: what the protocol allows runs, and what contradicts it fails its row.
 
+mod overlap;
+
 use millstream_proto::row_error::Kind;
 use millstream_proto::{AddSequence, CONTINUE, NO_BLOCK, Sampling, Step, StepOutput};
 
 use super::*;
 use crate::mock::{MockConfig, MockGroup, MockModel, reference_text};
+use crate::{Immediate, Model};
 
 fn config() -> MockConfig {
     MockConfig {
@@ -18,8 +21,8 @@ fn config() -> MockConfig {
     }
 }
 
-fn executor() -> Executor<MockModel> {
-    let mut executor = Executor::new(MockModel::new(config()));
+fn executor() -> Executor<Immediate<MockModel>> {
+    let mut executor = Executor::new(Immediate::new(MockModel::new(config())));
     executor.reset(1);
     executor
 }
@@ -76,7 +79,7 @@ impl Plan {
         self
     }
 
-    fn run(self, executor: &mut Executor<MockModel>) -> StepOutput {
+    fn run(self, executor: &mut Executor<impl Pipeline>) -> StepOutput {
         executor.execute(self.0)
     }
 }
@@ -284,7 +287,7 @@ fn windowed() -> MockConfig {
 /// A hit on the first eight tokens of `prompt(10)`, which an earlier step has computed; the second
 /// group's table begins with these blocks.
 fn windowed_hit(beginning: &[u32]) -> StepOutput {
-    let mut executor = Executor::new(MockModel::new(windowed()));
+    let mut executor = Executor::new(Immediate::new(MockModel::new(windowed())));
     let first = plan().add(0, prompt(10)).blocks(0, &[0, 1, 2]).group_blocks(0, 1, &[5, 6, 7]);
     assert!(first.row(0, 0, 10, 1).run(&mut executor).row_error.is_empty());
     let second = plan().add(1, prompt(10)).blocks(1, &[0, 1, 3]).group_blocks(1, 1, beginning);
@@ -307,7 +310,7 @@ fn a_row_that_would_read_or_write_where_no_block_is_fails() {
         message.contains("reads from position 4 on, group 1 has no block before 8"),
         "{message}"
     );
-    let mut executor = Executor::new(MockModel::new(windowed()));
+    let mut executor = Executor::new(Immediate::new(MockModel::new(windowed())));
     let step = plan().add(0, prompt(3)).blocks(0, &[0]).group_blocks(0, 1, &[NO_BLOCK]);
     assert_eq!(failed_rows(&step.row(0, 0, 3, 1).run(&mut executor)), [0]);
 }
@@ -388,7 +391,7 @@ impl Model for Broken {
 
 #[test]
 fn a_row_that_breaks_in_the_model_ends_its_sequence_alone() {
-    let mut executor = Executor::new(Broken(MockModel::new(config())));
+    let mut executor = Executor::new(Immediate::new(Broken(MockModel::new(config()))));
     let step = plan().add(0, prompt(3)).blocks(0, &[0]).row(0, 0, 3, 1);
     let output = executor.execute(step.add(1, prompt(3)).blocks(1, &[1]).row(1, 0, 3, 1).0);
     assert_eq!(output.row_count, [0, 1]);

@@ -190,6 +190,23 @@ impl Mask {
         self.allowed.as_ref().is_none_or(|allowed| allowed.num_set() == end)
     }
 
+    /// The same as bits of `words`, one for each token and 1 where it may follow; `bans` the `stop`
+    /// tokens besides, because the text is too short.
+    pub fn write(&self, words: &mut [u32], stop: &[u32], bans: bool) {
+        let allowed = self.allowed.as_ref().map_or(&[][..], SimpleVob::as_slice);
+        let mut allowed = allowed.iter().copied();
+        words.fill_with(|| allowed.next().unwrap_or(0));
+        for &token in stop {
+            let (word, bit) = (token as usize / 32, 1 << (token % 32));
+            let Some(word) = words.get_mut(word) else { continue };
+            *word = match (bans, self.may_end) {
+                (true, _) => *word & !bit,
+                (false, true) => *word | bit,
+                (false, false) => *word,
+            };
+        }
+    }
+
     /// Bans, with -inf, every token that may not follow: of the `stop` tokens, which end the text,
     /// those that the grammar does not allow either way.
     pub fn apply(&self, logits: &mut [f32], stop: &[u32]) {

@@ -15,6 +15,7 @@
 //! wish for log-probabilities, which it makes up.
 
 mod context;
+mod deferred;
 mod worker;
 
 use std::time::Duration;
@@ -25,6 +26,7 @@ use crate::batch::{Batch, BatchRow};
 use crate::model::{Model, RowFailure, SampledLogprobs, SampledToken};
 
 use context::{Context, last_token, mix};
+pub use deferred::Deferred;
 pub use worker::MockWorker;
 
 /// The mock's end-of-text token.

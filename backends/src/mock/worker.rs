@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::{MockConfig, MockModel};
 use crate::error::WorkerError;
+use crate::pipeline::Immediate;
 use crate::server::BoundSocket;
 
 /// Serves the mock on a Unix socket, from threads of its own, until dropped. To its clients a drop
@@ -58,8 +59,9 @@ fn live(
             }
         };
         started.send(Ok(())).ok();
+        let mock = Immediate::new(MockModel::new(config));
         tokio::select! {
-            _ = socket.serve(move |_| Ok(Box::new(MockModel::new(config))), pending()) => {}
+            _ = socket.serve(move |_| Ok(Box::new(mock)), pending()) => {}
             _ = stopped => {}
         }
     });

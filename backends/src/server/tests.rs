@@ -14,6 +14,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
 use crate::mock::{MockConfig, MockGroup, MockModel, MockWorker, reference_text};
+use crate::{Immediate, Model};
 
 const PROMPT: [u32; 3] = [5, 6, 7];
 
@@ -141,7 +142,7 @@ struct Loading {
 impl Loading {
     fn start<L>(load: L) -> Self
     where
-        L: FnOnce() -> Result<Box<dyn Model>, LoadError> + Send + 'static,
+        L: FnOnce() -> Result<Box<dyn Pipeline>, LoadError> + Send + 'static,
     {
         let (directory, path) = socket();
         let (go_on, told) = std_mpsc::channel();
@@ -160,7 +161,8 @@ impl Loading {
 
 #[tokio::test]
 async fn while_loading_everything_is_answered_with_the_progress() {
-    let mut loading = Loading::start(|| Ok(Box::new(MockModel::new(MockConfig::default()))));
+    let mut loading =
+        Loading::start(|| Ok(Box::new(Immediate::new(MockModel::new(MockConfig::default())))));
     let channel = connect(&loading.path).await;
     loading.is_waiting.recv().await.unwrap();
 
@@ -216,7 +218,9 @@ impl Model for Fragile {
 
 #[tokio::test]
 async fn a_panic_in_a_step_ends_the_worker_with_its_message() {
-    let loading = Loading::start(|| Ok(Box::new(Fragile(MockModel::new(MockConfig::default())))));
+    let loading = Loading::start(|| {
+        Ok(Box::new(Immediate::new(Fragile(MockModel::new(MockConfig::default())))))
+    });
     let channel = connect(&loading.path).await;
     loading.go_on.send(()).unwrap();
     wait_until_healthy(&channel).await;

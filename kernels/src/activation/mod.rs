@@ -9,6 +9,8 @@
 //! gate_up `[T, 2I]` f32 (gate first), rows may be strided; out `[T, I]` f32.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(test)]
 mod reference;
 
@@ -34,6 +36,18 @@ pub enum Activation {
     },
 }
 
+impl Activation {
+    fn check(self) -> Result<()> {
+        match self {
+            Self::ClampedSwish { limit, .. } if limit.is_nan() || limit <= 0.0 => {
+                let (argument, rule) = ("limit", "above 0".to_owned());
+                Err(KernelError::Value { argument, rule, found: limit.to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// `act(gate) * up`, or what `act` puts in its place, of `gate_up` `[T, 2I]` f32, gate first; gives
 /// `[T, I]` f32.
 pub fn gated(gate_up: &Tensor, act: Activation) -> Result<Tensor> {
@@ -50,12 +64,7 @@ pub fn gated_into(gate_up: &Tensor, act: Activation, out: &Tensor) -> Result<()>
         let (expected, found) = ("T, 2I".to_owned(), gate_up.dims().to_vec());
         return Err(KernelError::Shape { argument: "gate_up", expected, found });
     }
-    if let Activation::ClampedSwish { limit, .. } = act
-        && (limit.is_nan() || limit <= 0.0)
-    {
-        let (argument, rule) = ("limit", "above 0".to_owned());
-        return Err(KernelError::Value { argument, rule, found: limit.to_string() });
-    }
+    act.check()?;
     view::shape(out, "out", &[tokens, both / 2])?;
     let gate_up = Locked::new(gate_up, "gate_up")?;
     let rows = gate_up.rows()?;
@@ -70,7 +79,7 @@ mod tests {
     use crate::simd::at_every_level;
     use crate::testing::{assert_close, assert_error, bits, random_tensor, strided, values};
 
-    const ALL: [Activation; 3] = [
+    pub(super) const ALL: [Activation; 3] = [
         Activation::Silu,
         Activation::GeluTanh,
         Activation::ClampedSwish { alpha: 1.702, limit: 7.0 },

@@ -63,6 +63,14 @@ pub enum CudaError {
         /// All of it.
         total_mib: u64,
     },
+    /// What cuBLAS says.
+    #[error("{call} failed: {status}")]
+    Blas {
+        /// The function of cuBLAS.
+        call: &'static str,
+        /// The status's name.
+        status: String,
+    },
     /// Anything else that the driver says.
     #[error("{call} failed: {name} ({description})")]
     Driver {

@@ -21,7 +21,6 @@ pub struct Module {
 }
 
 /// The kernels of the file `$name.cu`.
-#[allow(unused_macros)]
 macro_rules! module {
     ($name:literal) => {
         $crate::cuda::Module {
@@ -30,7 +29,6 @@ macro_rules! module {
         }
     };
 }
-#[allow(unused_imports)]
 pub(crate) use module;
 
 /// How many threads run a kernel.

@@ -13,6 +13,7 @@
 //!   so a step does neither.
 
 mod array;
+mod blas;
 pub(crate) mod check;
 mod error;
 mod event;
@@ -24,13 +25,14 @@ mod transfer;
 pub(crate) mod testing;
 
 pub use array::{Array, Plain};
+pub use blas::Blas;
 pub use error::CudaError;
 pub use event::Event;
 pub use graph::Graph;
 pub use launch::{Arg, Launch, Module};
 pub use transfer::{Incoming, Outgoing};
 
-#[allow(unused_imports)]
+pub(crate) use blas::Gemm;
 pub(crate) use launch::module;
 
 use std::ffi::c_int;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::error::{CudaError, check};
-use super::{Array, Event, Gpu, Inner};
+use super::{Array, Event, Gpu, Inner, Plain};
 
 /// Pinned memory.
 #[derive(Debug)]
@@ -81,6 +81,18 @@ impl Outgoing {
     pub fn fill(&mut self) -> Result<&mut [u8], CudaError> {
         self.sent.wait()?;
         Ok(self.memory.bytes_mut())
+    }
+
+    /// [`Outgoing::fill`] with its first `len` numbers.
+    ///
+    /// # Panics
+    ///
+    /// Where it has fewer.
+    pub fn fill_as<E: Plain>(&mut self, len: usize) -> Result<&mut [E], CudaError> {
+        let bytes = &mut self.fill()?[..len * size_of::<E>()];
+        // SAFETY: pinned memory begins at a page, so numbers of any type lie in it as they must;
+        // there are `len` of them, and any bytes are such a number.
+        Ok(unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), len) })
     }
 
     /// Sends as many of its first bytes as `to` has, in the order of the stream.

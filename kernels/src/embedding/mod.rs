@@ -3,6 +3,8 @@
 //! table `[V, hidden]` f32|f16|bf16, contiguous; ids below V; out `[T, hidden]` f32.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(test)]
 mod reference;
 

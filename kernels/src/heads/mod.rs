@@ -12,6 +12,8 @@
 //! [`crate::rms_norm`], [`crate::rope`] and [`crate::kv_cache`], one after the other.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

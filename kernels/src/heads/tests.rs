@@ -18,7 +18,7 @@ fn table(dims: usize) -> RopeTable {
 }
 
 /// The norm of `x` `[T, heads, D]` by the operations of their own.
-fn normed(x: &Tensor, norm: &HeadNorm<'_>) -> Tensor {
+pub(super) fn normed(x: &Tensor, norm: &HeadNorm<'_>) -> Tensor {
     let one = |x: &Tensor, weight: &Tensor| match norm.norm.kind {
         NormKind::Rms => rms_norm(x, weight, norm.norm.eps).unwrap(),
         NormKind::Layer => layer_norm(x, weight, None, norm.norm.eps).unwrap(),

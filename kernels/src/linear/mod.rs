@@ -24,6 +24,8 @@
 
 mod blocks;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dense;
 mod integers;
 mod packed;

@@ -16,6 +16,8 @@
 //!
 //! `E` experts; `top_k` of them for each token.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod grouping;
 mod route;
 

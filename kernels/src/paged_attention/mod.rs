@@ -27,6 +27,8 @@
 
 mod blocks;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(target_arch = "x86_64")]
 mod dots;
 #[cfg(test)]

@@ -10,6 +10,8 @@
 //! bits are those of the norms and of add, one after the other.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -8,6 +8,8 @@
 //! x `[T, H, D]` f32, strided in T or not; out `[T, H, D]` f32, contiguous.
 
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(test)]
 mod reference;
 

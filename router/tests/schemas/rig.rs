@@ -4,7 +4,7 @@ use std::path::Path;
 
 use millstream_backends::candle::{self, CandleModel, LoadFormat, LoadOptions};
 use millstream_backends::grammar::Grammars;
-use millstream_backends::{Executor, Model, ModelSource, Progress};
+use millstream_backends::{Executor, Immediate, Model, ModelSource, Progress};
 use millstream_proto::{AddSequence, CONTINUE, Grammar, Sampling, Step};
 use millstream_router::text::TextModel;
 
@@ -74,7 +74,7 @@ pub(crate) struct Output {
 
 /// A worker that runs up to [`SLOTS`] sequences in each step.
 pub(crate) struct Worker {
-    executor: Executor<CandleModel>,
+    executor: Executor<Immediate<CandleModel>>,
     grammars: Grammars,
 }
 
@@ -83,7 +83,7 @@ impl Worker {
         let model = random_model();
         assert!(model.info().cache_groups[0].num_blocks >= SLOTS * BLOCKS, "enough blocks");
         let grammars = model.grammars().expect("it has a tokenizer").clone();
-        Worker { executor: Executor::new(model), grammars }
+        Worker { executor: Executor::new(Immediate::new(model)), grammars }
     }
 
     /// Why the text of these tokens is not in the grammar's language; `None` if it is.

@@ -51,7 +51,7 @@ impl Variable {
 }
 
 const STEPS: &str = "waiting requests join at every step";
-const CPU_ONLY: &str = "this build computes on the CPU";
+const NVIDIA_ONLY: &str = "only GPUs of NVIDIA are supported";
 const NO_TRACES: &str = "traces are not exported";
 const NO_WATERMARK: &str = "there is no watermark, and a request for one is refused";
 const NO_TUNNEL: &str = "no tunnel is opened";
@@ -97,7 +97,7 @@ pub(super) const TABLE: &[Variable] = &[
     ),
     ignored("MAX_WAITING_TOKENS", Value("TOKENS"), STEPS),
     honoured("MAX_BATCH_SIZE", "default 256"),
-    ignored("CUDA_GRAPHS", Value("SIZES"), CPU_ONLY).unless(&["0"]),
+    ignored("CUDA_GRAPHS", Value("SIZES"), "steps are recorded where that helps").unless(&["0"]),
     honoured(
         "HOSTNAME",
         "what is no address, such as a container's name, means 127.0.0.1, in the image 0.0.0.0",
@@ -110,12 +110,7 @@ pub(super) const TABLE: &[Variable] = &[
     honoured("HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE wins over it, as in Python"),
     honoured("WEIGHTS_CACHE_OVERRIDE", "a directory with the whole model, not its weights alone"),
     ignored("DISABLE_CUSTOM_KERNELS", Switch, "there are no others to fall back to"),
-    ignored(
-        "CUDA_MEMORY_FRACTION",
-        Value("FRACTION"),
-        "this build computes on the CPU; KV_CACHE_MEMORY limits what is taken",
-    )
-    .unless(ONE),
+    honoured("CUDA_MEMORY_FRACTION", "of the GPU's memory; no effect on the processor"),
     refused(
         "ROPE_SCALING",
         "KIND",
@@ -175,11 +170,12 @@ pub(super) const TABLE: &[Variable] = &[
     ignored("USE_FLASH_ATTENTION", Environment, "there is one implementation").unless(&["true"]),
     ignored("TGI_WIGGLE_ROOM", Environment, "KV_CACHE_MEMORY limits what is taken"),
     read("COMPUTE_TYPE", "default `cpu`; also a flag"),
-    ignored("CUDA_VISIBLE_DEVICES", Environment, CPU_ONLY),
+    read("CUDA_VISIBLE_DEVICES", "the driver reads it; the first one is used"),
     // The container runtime reads it first, and sets these values by itself.
-    ignored("NVIDIA_VISIBLE_DEVICES", Environment, CPU_ONLY).unless(&["all", "void", "none"]),
-    ignored("ZE_AFFINITY_MASK", Environment, CPU_ONLY),
-    ignored("XPU_MEMORY_FRACTION", Environment, CPU_ONLY),
+    ignored("NVIDIA_VISIBLE_DEVICES", Environment, "the container runtime reads it")
+        .unless(&["all", "void", "none"]),
+    ignored("ZE_AFFINITY_MASK", Environment, NVIDIA_ONLY),
+    ignored("XPU_MEMORY_FRACTION", Environment, NVIDIA_ONLY),
     ignored("OMP_NUM_THREADS", Environment, "CPU_THREADS sets the compute threads"),
     ignored("DISABLE_EXLLAMA", Environment, NO_QUANTISED),
     ignored("EXLLAMA_VERSION", Environment, NO_QUANTISED),

@@ -1,7 +1,10 @@
 // What the files with the driver's functions share: handles, and what is checked in every call.
 #pragma once
 
+#include <map>
 #include <memory>
+#include <mutex>
+#include <string>
 
 #include "kernel.h"
 #include "result.h"
@@ -15,7 +18,6 @@ using CUevent = std::shared_ptr<emulator::Event>*;
 using CUgraph = emulator::Graph*;
 using CUgraphExec = emulator::Graph*;
 using CUcontext = void*;
-using CUmodule = void*;
 using CUdevice = int;
 using CUdeviceptr = unsigned long long;
 
@@ -25,6 +27,13 @@ namespace emulator {
 struct Function {
     const Kernel* kernel;
     unsigned max_shared_bytes;
+};
+
+// Whatever its image is, its functions are the kernels that were compiled for the emulator. Each
+// module has its own, as what is set for one does not hold for another's.
+struct Module {
+    std::mutex mutex;
+    std::map<std::string, Function> functions;
 };
 
 // The failure that stays, or that cuInit was not called.
@@ -47,6 +56,7 @@ Result refuse(Result result, const char* format, ...) __attribute__((format(prin
 }  // namespace emulator
 
 using CUfunction = emulator::Function*;
+using CUmodule = emulator::Module*;
 
 #define RETURN_IF_ERROR(call)                \
     do {                                     \

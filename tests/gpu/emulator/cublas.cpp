@@ -13,6 +13,7 @@
 using emulator::Operation;
 
 extern "C" int emulator_enqueue(void* stream, Operation* operation);
+extern "C" int emulator_check_range(const char* what, const void* start, size_t bytes);
 
 namespace {
 
@@ -24,7 +25,7 @@ enum Status : int {
     NOT_SUPPORTED = 15,
 };
 enum Type : int { F32 = 0, F16 = 2, BF16 = 14 };
-constexpr int COMPUTE_32F = 68, COMPUTE_32F_PEDANTIC = 69;
+constexpr int COMPUTE_32F = 68, COMPUTE_32F_PEDANTIC = 69, COMPUTE_32F_FAST_TF32 = 77;
 
 struct Handle {
     void* stream;
@@ -77,7 +78,8 @@ std::vector<float> unpacked(const Matrix& matrix, int batch, int rows, int colum
 void run(const Product& product) {
     int m = product.m, n = product.n, k = product.k;
     for (int batch = 0; batch < product.num_batches; batch++) {
-        std::vector<float> a = unpacked(product.a, batch, m, k), b = unpacked(product.b, batch, k, n);
+        std::vector<float> a = unpacked(product.a, batch, m, k);
+        std::vector<float> b = unpacked(product.b, batch, k, n);
         std::vector<float> sums(m);
         for (int j = 0; j < n; j++) {
             std::fill(sums.begin(), sums.end(), 0.0f);
@@ -101,6 +103,14 @@ void run(const Product& product) {
 
 bool is_supported(int type) { return type == F32 || type == F16 || type == BF16; }
 
+// Whether all that is read or written lies in one allocation. `rows` by `columns` as it is stored.
+bool is_on_device(const char* name, const Matrix& matrix, int rows, int columns, int num_batches) {
+    if (rows == 0 || columns == 0) return true;
+    size_t last = size_t(num_batches - 1) * matrix.stride + size_t(columns - 1) * matrix.ld + rows;
+    size_t element_bytes = matrix.type == F32 ? 4 : 2;
+    return emulator_check_range(name, matrix.data, last * element_bytes) == 0;
+}
+
 int enqueue(Handle* handle, const Product& product) {
     if (!handle) return NOT_INITIALIZED;
     const Matrix &a = product.a, &b = product.b, &c = product.c;
@@ -114,6 +124,14 @@ int enqueue(Handle* handle, const Product& product) {
         return INVALID_VALUE;
     }
     if (product.m == 0 || product.n == 0 || product.num_batches == 0) return SUCCESS;
+    int m = product.m, n = product.n, k = product.k;
+    if (!is_on_device("matrix A of a product", a, a.transposed ? k : m, a.transposed ? m : k,
+                      product.num_batches) ||
+        !is_on_device("matrix B of a product", b, b.transposed ? n : k, b.transposed ? k : n,
+                      product.num_batches) ||
+        !is_on_device("matrix C of a product", c, m, n, product.num_batches)) {
+        return INVALID_VALUE;
+    }
     Operation operation = [product] { run(product); };
     return emulator_enqueue(handle->stream, &operation) ? EXECUTION_FAILED : SUCCESS;
 }
@@ -157,7 +175,10 @@ CUBLAS cublasGemmStridedBatchedEx(Handle* handle, int transpose_a, int transpose
                                   long long b_stride, const void* beta, void* c, int c_type,
                                   int ldc, long long c_stride, int num_batches, int compute_type,
                                   int) {
-    if (compute_type != COMPUTE_32F && compute_type != COMPUTE_32F_PEDANTIC) return NOT_SUPPORTED;
+    if (compute_type != COMPUTE_32F && compute_type != COMPUTE_32F_PEDANTIC &&
+        compute_type != COMPUTE_32F_FAST_TF32) {
+        return NOT_SUPPORTED;
+    }
     Product product = {m, n, k, *static_cast<const float*>(alpha), *static_cast<const float*>(beta),
                        {a, a_type, lda, transpose_a != 0, a_stride},
                        {b, b_type, ldb, transpose_b != 0, b_stride},

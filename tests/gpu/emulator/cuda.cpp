@@ -22,7 +22,7 @@ constexpr int NUM_MULTIPROCESSORS = 2;
 constexpr int THREADS_PER_MULTIPROCESSOR = 2048;
 
 std::atomic<bool> initialised;
-char primary_context, any_module;  // their addresses are the handles
+char primary_context;  // its address is the handle
 thread_local CUcontext current_context;
 
 }  // namespace
@@ -146,27 +146,50 @@ DRIVER cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Modules: whatever the image is, its functions are the kernels that were compiled for the emulator.
+// Modules
 
 DRIVER cuModuleLoadData(CUmodule* module, const void* image) {
     RETURN_IF_ERROR(check_context());
+    RETURN_IF_ERROR(check_not_captured());
     if (!image) return INVALID_VALUE;
-    *module = &any_module;
+    *module = new Module;
     return SUCCESS;
 }
 DRIVER cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned, int*, void**) {
     return cuModuleLoadData(module, image);
 }
-DRIVER cuModuleUnload(CUmodule) { return check_context(); }
+DRIVER cuModuleUnload(CUmodule module) {
+    RETURN_IF_ERROR(check_context());
+    wait_for_all_streams();
+    delete module;
+    return SUCCESS;
+}
 
-DRIVER cuModuleGetFunction(CUfunction* function, CUmodule, const char* name) {
-    static std::mutex mutex;
-    static auto& functions = *new std::map<std::string, Function>;
+DRIVER cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
     RETURN_IF_ERROR(check_context());
     const Kernel* kernel = find_kernel(name);
     if (!kernel) return refuse(NOT_FOUND, "no kernel `%s` is registered", name);
-    std::lock_guard<std::mutex> lock(mutex);
-    *function = &functions.try_emplace(name, Function{kernel, DEFAULT_SHARED_BYTES}).first->second;
+    std::lock_guard<std::mutex> lock(module->mutex);
+    auto [entry, is_new] =
+        module->functions.try_emplace(name, Function{kernel, DEFAULT_SHARED_BYTES});
+    *function = &entry->second;
+    // The driver loads a function when it is first asked for, which a capture does not allow.
+    return is_new ? check_not_captured() : SUCCESS;
+}
+
+// The place of a parameter among all of them, as the driver packs them; an error behind the last.
+DRIVER cuFuncGetParamInfo(CUfunction function, size_t index, size_t* offset, size_t* size) {
+    RETURN_IF_ERROR(check_context());
+    const Kernel& kernel = *function->kernel;
+    if (index >= kernel.num_parameters) return INVALID_VALUE;
+    size_t at = 0;
+    for (size_t i = 0; i <= index; i++) {
+        const Parameter& parameter = kernel.parameters[i];
+        at = (at + parameter.alignment - 1) / parameter.alignment * parameter.alignment;
+        *offset = at;
+        at += parameter.size;
+    }
+    if (size) *size = kernel.parameters[index].size;
     return SUCCESS;
 }
 
@@ -228,7 +251,7 @@ Result check_launch(const Function& function, const Launch& launch) {
     return SUCCESS;
 }
 
-// A pointer that is neither null nor the device's would fault on a GPU, which does not see the host.
+// A pointer that is neither null nor the device's faults on a GPU, which does not see the host.
 bool arguments_are_valid(const Kernel& kernel, void* const* arguments) {
     for (size_t i = 0; i < kernel.num_parameters; i++) {
         if (!kernel.parameters[i].is_pointer) continue;
@@ -269,6 +292,10 @@ DRIVER cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, uns
     std::vector<size_t> starts;
     for (size_t i = 0; i < kernel.num_parameters; i++) {
         size_t bytes = kernel.parameters[i].size;
+        if (!arguments[i]) {
+            return refuse(INVALID_VALUE, "kernel %s has %zu parameters, given are %zu arguments",
+                          kernel.name, kernel.num_parameters, i);
+        }
         starts.push_back(words.size());
         words.resize(words.size() + (bytes + 7) / 8);
         memcpy(&words[starts.back()], arguments[i], bytes);
@@ -285,7 +312,12 @@ DRIVER cuLaunchHostFunc(CUstream stream, void (*function)(void*), void* data) {
     return stream_of(stream).enqueue([function, data] { function(data); });
 }
 
-// For libcublas.so, whose products are operations like others.
+// For libcublas.so, whose products are operations like others, on memory like other.
+DRIVER emulator_check_range(const char* what, const void* start, size_t bytes) {
+    if (is_allocated(Space::Device, start, bytes)) return SUCCESS;
+    return refuse(INVALID_VALUE, "%s: %zu bytes at %p are in no allocation of the device", what,
+                  bytes, start);
+}
 DRIVER emulator_enqueue(CUstream stream, Operation* operation) {
     RETURN_IF_ERROR(check_context());
     return stream_of(stream).enqueue(std::move(*operation));

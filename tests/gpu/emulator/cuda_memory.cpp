@@ -145,7 +145,8 @@ DRIVER cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t count, CUstre
 }
 DRIVER cuMemsetD32_v2(CUdeviceptr to, unsigned value, size_t count) {
     if (to % 4 != 0) return INVALID_VALUE;
-    return run_now("cuMemsetD32", to, 4 * count, [=] { fill(pointer<uint32_t>(to), value, count); });
+    return run_now("cuMemsetD32", to, 4 * count,
+                   [=] { fill(pointer<uint32_t>(to), value, count); });
 }
 DRIVER cuMemsetD32Async(CUdeviceptr to, unsigned value, size_t count, CUstream stream) {
     if (to % 4 != 0) return INVALID_VALUE;

@@ -17,6 +17,7 @@ int cuCtxSynchronize();
 int cuModuleLoadData(Handle*, const void*);
 int cuModuleGetFunction(Handle*, Handle, const char*);
 int cuFuncSetAttribute(Handle, int, int);
+int cuFuncGetParamInfo(Handle, size_t, size_t*, size_t*);
 int cuLaunchKernel(Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                    Handle, void**, void**);
 int cuMemAlloc_v2(uint64_t*, size_t);
@@ -57,12 +58,11 @@ int cublasGemmStridedBatchedEx(Handle, int, int, int, int, int, const void*, con
 
 #define CHECK(call) check((call), 0, #call, __LINE__)
 #define CHECK_GIVES(result, call) check((call), (result), #call, __LINE__)
-#define EXPECT(condition)                                                              \
-    do {                                                                               \
-        if (!(condition)) {                                                            \
-            throw std::runtime_error("line " + std::to_string(__LINE__) + ": " #condition); \
-        }                                                                              \
-    } while (0)
+#define EXPECT(condition) expect(condition, #condition, __LINE__)
+
+inline void expect(bool condition, const char* text, int line) {
+    if (!condition) throw std::runtime_error("line " + std::to_string(line) + ": " + text);
+}
 
 inline void check(int result, int expected, const char* call, int line) {
     if (result == expected) return;
@@ -83,7 +83,9 @@ struct Buffer {
     uint64_t address = 0;
     size_t count;
 
-    explicit Buffer(size_t size) : count(size) { CHECK(cuMemAlloc_v2(&address, count * sizeof(T))); }
+    explicit Buffer(size_t size) : count(size) {
+        CHECK(cuMemAlloc_v2(&address, count * sizeof(T)));
+    }
     explicit Buffer(const std::vector<T>& values) : Buffer(values.size()) {
         CHECK(cuMemcpyHtoD_v2(address, values.data(), count * sizeof(T)));
     }
@@ -103,8 +105,9 @@ struct Shape {
 };
 
 inline Handle function(const char* name) {
-    Handle module, found;
-    CHECK(cuModuleLoadData(&module, "any"));
+    static Handle module;
+    if (!module) CHECK(cuModuleLoadData(&module, "any"));
+    Handle found;
     CHECK(cuModuleGetFunction(&found, module, name));
     return found;
 }

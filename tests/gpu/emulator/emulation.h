@@ -12,7 +12,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __constant__ const
+#define __constant__
 #define __shared__ static
 #define __forceinline__ inline
 #define __noinline__
@@ -26,7 +26,7 @@
 // Entry points
 
 // The bound on the threads of a block has to reach REGISTER_KERNEL, which has only the name. So a
-// kernel carries it as its alignment, which the compiler lets one ask for: the next power of two.
+// kernel carries it in its alignment, as the next power of two: one can ask the compiler for that.
 namespace emulator {
 constexpr int next_power_of_two(int threads) {
     int power = 32;
@@ -37,7 +37,8 @@ constexpr int next_power_of_two(int threads) {
 #define KERNEL(max_threads) \
     extern "C" void __attribute__((aligned(emulator::next_power_of_two(max_threads))))
 #define KERNEL_OCCUPIED(max_threads, min_blocks) KERNEL(max_threads)
-#define EMULATOR_BOUND(name, threads) (__builtin_has_attribute(name, aligned(threads)) ? threads : 0)
+#define EMULATOR_BOUND(name, threads) \
+    (__builtin_has_attribute(name, aligned(threads)) ? threads : 0)
 #define REGISTER_KERNEL(name)                                                                    \
     __attribute__((constructor)) static void register_##name() {                                 \
         static const emulator::Kernel kernel = {                                                 \
@@ -56,6 +57,7 @@ constexpr int next_power_of_two(int threads) {
 #define blockDim emulator::block_size
 #define gridDim emulator::grid_size
 constexpr int warpSize = 32;
+#define __builtin_assume(condition)
 
 #undef assert
 #define assert(condition) \
@@ -79,6 +81,7 @@ inline int __syncthreads_count(int predicate, EMULATOR_SITE) {
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __threadfence_system() {}
+inline void __trap(EMULATOR_SITE) { emulator::fail(site, "__trap"); }
 inline void __nanosleep(unsigned) { emulator::let_others_run(); }
 
 // ---------------------------------------------------------------------------------------------

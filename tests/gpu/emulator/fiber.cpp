@@ -1,6 +1,6 @@
 #include "fiber.h"
 
-#ifdef __x86_64__
+#ifdef EMULATOR_OWN_SWITCH
 
 // Pushes what a function must keep, swaps the stacks, pops the same from the other one.
 asm(R"(
@@ -29,7 +29,9 @@ extern "C" __attribute__((visibility("hidden"))) void emulator_switch(void** sav
 
 namespace emulator {
 
-void switch_fiber(Fiber& from, Fiber& to) { emulator_switch(&from.stack_pointer, to.stack_pointer); }
+void switch_fiber(Fiber& from, Fiber& to) {
+    emulator_switch(&from.stack_pointer, to.stack_pointer);
+}
 
 void prepare_fiber(Fiber& fiber, unsigned char* stack, size_t bytes, void (*entry)()) {
     void** top = reinterpret_cast<void**>(stack + bytes);

@@ -6,14 +6,16 @@
 
 #include <cstddef>
 
-#ifndef __x86_64__
+#if defined(__x86_64__) && !defined(EMULATOR_UCONTEXT)
+#define EMULATOR_OWN_SWITCH
+#else
 #include <ucontext.h>
 #endif
 
 namespace emulator {
 
 struct Fiber {
-#ifdef __x86_64__
+#ifdef EMULATOR_OWN_SWITCH
     void* stack_pointer;
 #else
     ucontext_t context;

@@ -44,7 +44,7 @@ struct Thread {
     WarpOperation operation;
     unsigned mask;
     void* operands;
-    // Its copies under way, in the order of their groups; group_ends[i] is the end of the i-th group.
+    // Its copies under way, in the order of their groups; group_ends[i] is the end of the i-th.
     std::vector<Copy> copies;
     std::vector<size_t> group_ends;
 };
@@ -188,8 +188,10 @@ void start_block(std::vector<Thread*>& list) {
         thread.number = i;
         thread.index = {i % block_size.x, i / block_size.x % block_size.y,
                         i / (block_size.x * block_size.y)};
-        prepare_fiber(thread.fiber, stacks + i * (STACK_BYTES + GUARD_BYTES) + GUARD_BYTES,
-                      STACK_BYTES, run_thread);
+        // At equal distances the ends of all stacks would share a few lines of the caches.
+        size_t bytes = STACK_BYTES - i % 61 * 64;
+        prepare_fiber(thread.fiber, stacks + i * (STACK_BYTES + GUARD_BYTES) + GUARD_BYTES, bytes,
+                      run_thread);
         list[i] = &thread;
     }
     release(list.data(), num_threads);
@@ -228,8 +230,8 @@ std::string describe_place() {
 }
 
 bool run_grid(const Launch& started, void* const* with_arguments) {
-    static unsigned char* const all_stacks =
-        guarded_slots(MAX_THREADS, STACK_BYTES);
+    static unsigned char* const all_stacks = 
+        guarded_slots(MAX_THREADS, STACK_BYTES, "the stack of a thread");
     stacks = all_stacks;
     launch = &started;
     arguments = with_arguments;
@@ -331,6 +333,15 @@ void warp_operation(const WarpOperation& operation, unsigned mask, void* operand
     wait_for_turn();
 }
 
+void check_memory(const void* address, Memory kind, const char* what, Site site) {
+    auto* at = static_cast<const unsigned char*>(address);
+    bool on_stack = at >= stacks && at < stacks + MAX_THREADS * (STACK_BYTES + GUARD_BYTES);
+    bool right = kind == Memory::Shared ? is_shared(at) : !is_shared(at) && !on_stack;
+    if (right) return;
+    fail(site, "%s at %p, which is not %s memory", what, address,
+         kind == Memory::Shared ? "shared" : "global");
+}
+
 unsigned lane() { return current->number % WARP; }
 
 unsigned lanes_not_returned() {
@@ -346,11 +357,13 @@ void let_others_run() {
     wait_for_turn();
 }
 
-// The target is poisoned until the copy is complete: a thread that reads it too early, or that still
-// reads what was there before, gets NaNs. The source is read as late as a GPU may read it.
+// The target is poisoned until the copy is complete: a thread that reads it too early, or that
+// still reads what was there before, gets NaNs. The source is read as late as a GPU may read it.
 void copy_async(void* to, const void* from, bool valid, Site site) {
     check_alignment(to, "copy_async to", site);
     check_alignment(from, "copy_async from", site);
+    check_memory(to, Memory::Shared, "copy_async to", site);
+    check_memory(from, Memory::Global, "copy_async from", site);
     memset(to, 0xff, 16);
     current->copies.push_back({to, from, valid});
 }

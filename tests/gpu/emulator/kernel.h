@@ -1,7 +1,7 @@
 // What a compiled kernel file and the emulator's runtime know of each other.
 //
 // A kernel file becomes a shared object of its own, so that helpers of equal names in two files do
-// not meet, and so that the object's zeroed data is exactly the static shared memory of its kernels.
+// not meet, and so that the object's zeroed data is just the static shared memory of its kernels.
 // It registers its kernels when it is loaded; the runtime is in libcuda.so.
 #pragma once
 
@@ -29,7 +29,7 @@ constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LI
 // Kernels
 
 struct Parameter {
-    size_t size;
+    size_t size, alignment;
     bool is_pointer;
 };
 
@@ -50,7 +50,8 @@ template <typename... Arguments, void (*kernel)(Arguments...)>
 struct Typed<kernel> {
     // One more than there are, since an array cannot be empty.
     static constexpr Parameter PARAMETERS[] = {
-        {sizeof(Arguments), std::is_pointer<Arguments>::value}..., {0, false}};
+        {sizeof(Arguments), alignof(Arguments), std::is_pointer<Arguments>::value}...,
+        {0, 1, false}};
     static constexpr size_t NUM_PARAMETERS = sizeof...(Arguments);
 
     static void run(void* const* arguments) {
@@ -88,7 +89,7 @@ struct Votes {
 EMULATOR_API Votes block_barrier(int predicate, const char* operation, Site site);
 
 // What the lanes of a warp do together. Each lane in `mask` comes with its operands; the last one
-// to come runs `combine` once for all, with the operands of each lane, null for lanes not in `mask`.
+// runs `combine` once for all, with the operands of each lane, null for lanes not in `mask`.
 // Lanes that the block does not have are left out of `mask`, unless `whole_warp`.
 struct WarpOperation {
     const char* name;
@@ -118,6 +119,10 @@ EMULATOR_API void let_others_run();
 EMULATOR_API void copy_async(void* to, const void* from, bool valid, Site site);
 EMULATOR_API void copies_commit();
 EMULATOR_API void copies_wait(unsigned pending);
+
+// Some instructions work on one kind of memory only, and give nonsense for another.
+enum class Memory { Shared, Global };
+EMULATOR_API void check_memory(const void* address, Memory kind, const char* what, Site site);
 
 inline void check_alignment(const void* address, const char* what, Site site) {
     if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {

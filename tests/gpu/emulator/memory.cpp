@@ -101,14 +101,16 @@ bool release(Space space, void* start) {
     }
     uintptr_t begin = found->first;
     Allocation& allocation = found->second;
-    if (allocation.bytes <= MAX_POISONED && (!intact(allocation.first_page, begin) ||
-                                             !intact(begin + allocation.bytes, allocation.last_page))) {
+    bool poisoned = allocation.bytes <= MAX_POISONED;
+    if (poisoned && (!intact(allocation.first_page, begin) ||
+                     !intact(begin + allocation.bytes, allocation.last_page))) {
         fprintf(stderr, "emulator: something wrote beside an allocation of %zu bytes\n",
                 allocation.bytes);
         abort();
     }
-    mmap(reinterpret_cast<void*>(allocation.first_page), allocation.last_page - allocation.first_page,
-         PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    size_t pages = allocation.last_page - allocation.first_page;
+    mmap(reinterpret_cast<void*>(allocation.first_page), pages, PROT_NONE,
+         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     allocation.live = false;
     if (space == Space::Device) used -= allocation.bytes;
     return true;

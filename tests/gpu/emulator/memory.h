@@ -1,7 +1,7 @@
 // The device's memory, and the host memory that is pinned.
 //
-// Every allocation has pages of its own and ends at a page that faults, so an access behind it is
-// seen (exactly, up to a rounding to 16 bytes); what is freed faults for ever. It starts as all ones.
+// Every allocation has pages of its own and ends, up to a rounding to 16 bytes, at a page that
+// faults, so an access behind it is seen; what is freed faults for ever. It starts as all ones.
 #pragma once
 
 #include <cstddef>

@@ -34,8 +34,8 @@ class Order {
         }
     }
 
-    // Whether those who were let go on go before the others that could. In a fixed order a warp runs
-    // as far as it can, which takes warps apart; a random order also has the opposite.
+    // Whether those who were let go on go before the others that could. In a fixed order a warp
+    // runs as far as it can, which takes warps apart; a random order also has the opposite.
     bool first() { return kind != RANDOM || random() % 2; }
 
   private:

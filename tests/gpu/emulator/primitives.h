@@ -39,6 +39,7 @@ inline Vec<T> load(const T* from, EMULATOR_SITE) {
 template <typename T>
 inline Vec<T> load_once(const T* from, EMULATOR_SITE) {
     emulator::check_alignment(from, "load_once", site);
+    emulator::check_memory(from, emulator::Memory::Global, "load_once", site);
     return *reinterpret_cast<const Vec<T>*>(from);
 }
 template <typename T>
@@ -69,11 +70,13 @@ inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], E
 }
 inline void load_matrices(uint32_t (&to)[4], const void* row, EMULATOR_SITE) {
     emulator::check_alignment(row, "load_matrices", site);
+    emulator::check_memory(row, emulator::Memory::Shared, "load_matrices", site);
     emulator::MatrixOperands operands = {to, row};
     emulator::warp_operation(emulator::LOAD_MATRICES, 0xffffffffu, &operands, site);
 }
 inline void load_matrices_transposed(uint32_t (&to)[4], const void* row, EMULATOR_SITE) {
     emulator::check_alignment(row, "load_matrices_transposed", site);
+    emulator::check_memory(row, emulator::Memory::Shared, "load_matrices_transposed", site);
     emulator::MatrixOperands operands = {to, row};
     emulator::warp_operation(emulator::LOAD_TRANSPOSED, 0xffffffffu, &operands, site);
 }

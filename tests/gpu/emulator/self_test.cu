@@ -1,5 +1,5 @@
-// Kernels for the emulator's own tests: each uses one thing that kernels may rely on, and those with
-// `wrong` in their name make one mistake that the emulator has to see.
+// Kernels for the emulator's own tests: each uses one thing that kernels may rely on, and those
+// with `wrong` in their name make one mistake that the emulator has to see.
 #include "device.cuh"
 
 // ---------------------------------------------------------------------------------------------
@@ -187,6 +187,28 @@ KERNEL(32) test_wrong_dynamic(unsigned char* out, int bytes) {
 KERNEL(32) test_wrong_product(long long* out, int rows) { out[rows * 70000] = 1; }
 KERNEL(32) test_wrong_assert(const unsigned* in) { assert(in[threadIdx.x] < 10); }
 
+KERNEL(32) test_wrong_memory(const bf16* in, unsigned* out) {
+    uint32_t registers[4];
+    load_matrices(registers, in);
+    out[threadIdx.x] = registers[0];
+}
+KERNEL(32) test_wrong_copy(bf16* out) {
+    __shared__ __align__(16) bf16 values[16];
+    copy_async(values, values + 8);
+    copies_wait<0>();
+    out[0] = values[0];
+}
+KERNEL(32) test_deep_stack(unsigned* out, int depth) {
+    volatile unsigned local[32768];
+    for (int i = 0; i < depth; i++) local[i] = threadIdx.x;
+    out[threadIdx.x] = local[depth / 2];
+}
+
+KERNEL(32) test_endless(volatile unsigned* flag) {
+    while (*flag != 1) {
+    }
+}
+
 // What it gives depends on the order of the threads, since a barrier is missing.
 KERNEL(128) test_missing_barrier(unsigned* out) {
     __shared__ unsigned values[128];
@@ -232,6 +254,10 @@ REGISTER_KERNEL(test_wrong_array)
 REGISTER_KERNEL(test_wrong_dynamic)
 REGISTER_KERNEL(test_wrong_product)
 REGISTER_KERNEL(test_wrong_assert)
+REGISTER_KERNEL(test_wrong_memory)
+REGISTER_KERNEL(test_wrong_copy)
+REGISTER_KERNEL(test_deep_stack)
+REGISTER_KERNEL(test_endless)
 REGISTER_KERNEL(test_missing_barrier)
 REGISTER_KERNEL(test_missing_wait)
 REGISTER_KERNEL(test_unwritten)

@@ -42,10 +42,16 @@ int find_zeroed_data(dl_phdr_info* object, size_t, void* code) {
     return 1;
 }
 
+unsigned char* end_of_area() {
+    // The guard of a second area is the page behind the first one.
+    auto* areas = guarded_slots(2, AREA_BYTES, "dynamic shared memory");
+    return areas + GUARD_BYTES + AREA_BYTES;
+}
+
 }  // namespace
 
 void prepare_shared_memory(const Launch& launch) {
-    if (!area_end) area_end = guarded_slots(2, AREA_BYTES) + GUARD_BYTES + AREA_BYTES;
+    if (!area_end) area_end = end_of_area();
     unsigned rounded = (launch.shared_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     dynamic_begin = area_end - rounded;
     dynamic_end = dynamic_begin + launch.shared_bytes;
@@ -66,6 +72,11 @@ bool dynamic_shared_end_intact() {
         if (*at != POISON) return false;
     }
     return true;
+}
+
+bool is_shared(const unsigned char* address) {
+    return (address >= dynamic_begin && address < dynamic_end) ||
+           (address >= static_begin && address < static_end);
 }
 
 unsigned char* dynamic_shared_memory() { return dynamic_begin; }

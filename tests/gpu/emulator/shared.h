@@ -11,5 +11,6 @@ constexpr unsigned MAX_SHARED_BYTES = 227 << 10;
 void prepare_shared_memory(const Launch& launch);
 void poison_shared_memory();
 bool dynamic_shared_end_intact();
+bool is_shared(const unsigned char* address);
 
 }  // namespace emulator

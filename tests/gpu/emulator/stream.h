@@ -1,8 +1,8 @@
 // Streams, events and graphs: when an operation runs.
 //
 // Normally an operation runs in the calling thread, at once. With MILLSTREAM_EMULATOR_ASYNC=1 each
-// stream has a thread that runs its operations in order, later, as a GPU does: a host that reuses or
-// reads memory too early sees it. While a stream is captured, nothing runs and the graph gets all.
+// stream has a thread that runs its operations in order, later, as a GPU does: a host that reuses
+// or reads memory too early sees it. While a stream is captured nothing runs; the graph gets all.
 #pragma once
 
 #include <chrono>
@@ -76,7 +76,7 @@ Result wait_for(std::shared_ptr<Event> event, Stream& stream);
 
 Result begin_capture(Stream& stream, CaptureMode mode);
 Result end_capture(Stream& stream, Graph** graph);
-// Breaks the captures that a call like an allocation is not allowed beside; an error if there is one.
+// Breaks the captures beside which a call like an allocation is not allowed; an error if there are.
 Result check_not_captured();
 
 }  // namespace emulator

@@ -15,8 +15,8 @@ void unpack(uint32_t packed, float& low, float& high) {
     high = value(uint16_t(packed >> 16));
 }
 
-// d[16][8] += a[16][16] * b[16][8], the elements lying in the lanes as device.cuh says. The products
-// are exact in f32; their sum is in f32, in the order of k.
+// d[16][8] += a[16][16] * b[16][8], the elements lying in the lanes as device.cuh says. The
+// products are exact in f32; their sum is in f32, in the order of k.
 template <float (*value)(uint16_t)>
 void combine_mma(void* const* lanes, unsigned) {
     float a[16][16], b[16][8], d[16][8];
@@ -68,6 +68,7 @@ void combine_load_matrices(void* const* lanes, unsigned) {
 const WarpOperation MMA_BF16 = {"mma<bf16>", combine_mma<bf16_value>, true};
 const WarpOperation MMA_F16 = {"mma<f16>", combine_mma<f16_value>, true};
 const WarpOperation LOAD_MATRICES = {"load_matrices", combine_load_matrices<false>, true};
-const WarpOperation LOAD_TRANSPOSED = {"load_matrices_transposed", combine_load_matrices<true>, true};
+const WarpOperation LOAD_TRANSPOSED = {"load_matrices_transposed", combine_load_matrices<true>,
+                                       true};
 
 }  // namespace emulator

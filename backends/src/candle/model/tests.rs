@@ -1,8 +1,9 @@
-use super::super::{LoadFormat, WeightDtype};
+use super::super::{LoadFormat, Quantization, WeightDtype};
 use super::*;
 use crate::{BatchRow, Sequence};
 use candle_core::Device;
 use millstream_kernels::kv_cache;
+use millstream_proto::CacheGroup;
 use millstream_proto::row_error::Kind;
 use std::path::PathBuf;
 

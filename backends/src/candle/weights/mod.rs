@@ -5,8 +5,8 @@
 //! model needs, in the right shapes, and nothing that the model would silently leave out.
 //!
 //! A matrix that is multiplied goes from the file into the form that products read, row by row
-//! ([`rows`]), several of them stacked into one where one multiplication will read them. A table
-//! comes in the dtype that the model computes in; vectors (norms, biases) come in f32.
+//! ([`rows`]), several of them stacked into one where one multiplication will read them; which form
+//! that is, and where it lies, is the matter of [`keep`]. Vectors (norms, biases) come in f32.
 //!
 //! This module knows files and names. It does not know what is computed from the weights.
 
@@ -15,6 +15,7 @@ pub(crate) mod dummy;
 pub(crate) mod element;
 mod experts;
 pub(crate) mod file;
+pub(crate) mod keep;
 pub(crate) mod layer;
 mod mxfp4;
 pub(crate) mod names;
@@ -31,7 +32,7 @@ use crate::{LoadError, ModelSource, Progress};
 use candle_core::{DType, Device, Tensor};
 use checkpoint::{Checkpoint, Entry, Format};
 use half::{bf16, f16};
-use millstream_kernels::linear::{LinearWeight, Quantization};
+use keep::{Host, Keep};
 use names::Names;
 use rows::{Order, Part, Piece, Rows, Stored};
 use sha2::{Digest, Sha256};
@@ -40,15 +41,13 @@ use std::collections::BTreeSet;
 /// Of each tensor, this many bytes at either end enter the digest.
 const DIGEST_SAMPLE: usize = 4096;
 
-/// The weights that are still to be taken, and a record of those that were.
+/// The weights that are still to be taken, and a record of those that were. `keep` has the others.
 #[derive(Debug)]
-pub(crate) struct Weights {
+pub(crate) struct Weights<K = Host> {
+    pub(crate) keep: K,
     /// `None` for random weights.
     checkpoint: Option<Checkpoint>,
     dtype: DType,
-    /// What a file has in blocks is unpacked to `dtype`.
-    unpacks: bool,
-    quantize: Option<Quantization>,
     progress: Progress,
     taken: BTreeSet<String>,
     taken_bytes: u64,
@@ -83,15 +82,17 @@ pub(crate) enum Role {
     Router,
 }
 
-impl Weights {
+impl<K: Keep> Weights<K> {
     /// Opens the weights of a model and settles the dtype they are computed in: the one asked
     /// for, or the one that most of the checkpoint is stored in, or, for random weights, the one
-    /// that the configuration states (f32 if it states none).
+    /// that the configuration states (f32 if it states none). They are kept by what `keep` makes of
+    /// that.
     pub(crate) fn open(
         source: &ModelSource,
         stated_dtype: Option<&str>,
         options: &LoadOptions,
         progress: &Progress,
+        keep: impl FnOnce(DType) -> Result<K, LoadError>,
     ) -> Result<Self, LoadError> {
         let checkpoint = match options.load_format {
             LoadFormat::Auto => Some(Checkpoint::open(source)?),
@@ -108,10 +109,9 @@ impl Weights {
         };
         let total_bytes = checkpoint.as_ref().map_or(0, Checkpoint::num_bytes);
         Ok(Self {
+            keep: keep(dtype)?,
             checkpoint,
             dtype,
-            unpacks: options.dtype.is_some(),
-            quantize: options.quantize,
             progress: progress.clone(),
             taken: BTreeSet::new(),
             taken_bytes: 0,
@@ -137,46 +137,31 @@ impl Weights {
     }
 
     /// The matrix that these parts are, stacked: `[sum of rows, columns]`, to be multiplied with.
-    pub(crate) fn linear(
+    pub(crate) fn matrix(
         &mut self,
         parts: &[Part],
         columns: usize,
         role: Role,
-    ) -> Result<LinearWeight, LoadError> {
+    ) -> Result<K::Matrix, LoadError> {
         let rows = self.rows(parts, columns)?;
-        let shape = [rows.count(), columns];
-        let weight = match (self.quantized_to(role), self.dtype) {
-            (Some(to), _) => LinearWeight::quantize_rows(shape, to, |n, row| rows.read(n, row)),
-            _ if self.keeps(&rows, role) => rows.packed(),
-            (None, DType::BF16) => Ok(LinearWeight::pack_rows(shape, |n, row| rows.read(n, row))),
-            (None, _) => LinearWeight::pack(&self.dense(&rows)?),
-        };
+        let matrix = self.keep.matrix(&rows, role);
         self.took(rows);
-        weight.map_err(device_error)
+        matrix
     }
 
-    /// Whether rows that a file has in blocks stay in blocks.
-    fn keeps(&self, rows: &Rows, role: Role) -> bool {
-        !self.unpacks && role != Role::Router && rows.are_blocks()
-    }
-
-    /// Whether matrices are served as a file has them, in blocks.
-    pub(crate) fn keeps_blocks(&self) -> bool {
-        let in_blocks = |entry: &Entry| match &entry.format {
-            Format::Gguf { kind, .. } => kind.grouping().is_some(),
-            Format::Float(_) | Format::Bytes | Format::Other(_) => false,
-        };
-        let has_blocks = |all: &Checkpoint| all.tensors.values().any(in_blocks);
-        !self.unpacks && self.quantize.is_none() && self.checkpoint.as_ref().is_some_and(has_blocks)
-    }
-
-    /// What a matrix of this role is quantised to, if it is.
-    fn quantized_to(&self, role: Role) -> Option<Quantization> {
-        match role {
-            Role::Body => self.quantize,
-            Role::Head => self.quantize.map(|_| Quantization::Int8),
-            Role::Router => None,
+    /// A matrix of `[rows, columns]` for each expert, of the parts that it has.
+    pub(crate) fn experts(
+        &mut self,
+        parts: &[Vec<Part>],
+        shape: [usize; 2],
+    ) -> Result<K::Experts, LoadError> {
+        let mut experts = self.keep.experts(parts.len(), shape)?;
+        for parts in parts {
+            let rows = self.rows(parts, shape[1])?;
+            self.keep.expert(&mut experts, &rows)?;
+            self.took(rows);
         }
+        Ok(experts)
     }
 
     /// A tensor of `[rows, columns]` whose rows are looked up, in `dtype`.
@@ -184,30 +169,24 @@ impl Weights {
         &mut self,
         name: String,
         [rows, columns]: [usize; 2],
-    ) -> Result<Tensor, LoadError> {
+    ) -> Result<K::Table, LoadError> {
         let rows = self.rows(&[Part::whole(name, rows)], columns)?;
-        let table = self.dense(&rows);
+        let table = self.keep.table(&rows);
         self.took(rows);
         table
     }
 
-    /// Tensors of `[len]` each, one after the other: `[sum of len]` in f32.
-    pub(crate) fn vector(&mut self, parts: &[(String, usize)]) -> Result<Tensor, LoadError> {
+    /// Tensors of `[len]` each, one after the other.
+    pub(crate) fn vector(&mut self, parts: &[(String, usize)]) -> Result<Vec<f32>, LoadError> {
         let mut values = Vec::new();
         for (name, len) in parts {
             values.extend(self.floats(name, &[*len])?);
         }
-        Tensor::new(values, &Device::Cpu).map_err(device_error)
-    }
-
-    /// A tensor of `[E, len]`, in f32.
-    pub(crate) fn vectors(&mut self, name: &str, shape: [usize; 2]) -> Result<Tensor, LoadError> {
-        let values = self.floats(name, &shape)?;
-        Tensor::from_vec(values, &shape, &Device::Cpu).map_err(device_error)
+        Ok(values)
     }
 
     /// The elements of a tensor in f32.
-    fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+    pub(crate) fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         let stored = self.stored(name, shape)?;
         let len = shape.iter().product();
         // One row of all, unless the order of its elements is that of a matrix's rows.
@@ -217,17 +196,6 @@ impl Weights {
         let values = rows.dense();
         self.took(rows);
         Ok(values)
-    }
-
-    /// The rows, in `dtype`.
-    fn dense(&self, rows: &Rows) -> Result<Tensor, LoadError> {
-        let shape = (rows.count(), rows.columns);
-        let tensor = match self.dtype {
-            DType::F32 => Tensor::from_vec(rows.dense::<f32>(), shape, &Device::Cpu),
-            DType::F16 => Tensor::from_vec(rows.dense::<f16>(), shape, &Device::Cpu),
-            _ => Tensor::from_vec(rows.dense::<bf16>(), shape, &Device::Cpu),
-        };
-        tensor.map_err(device_error)
     }
 
     /// Where the rows of these parts are, one after the other.
@@ -314,11 +282,7 @@ impl Weights {
         if self.checkpoint.is_none() {
             return self.progress.begin("making random weights");
         }
-        let what = match self.quantize {
-            Some(_) => "quantizing weights",
-            None => "loading weights",
-        };
-        self.progress.set(what, self.taken_bytes, self.total_bytes);
+        self.progress.set(self.keep.verb(), self.taken_bytes, self.total_bytes);
     }
 
     /// Ends the taking. A tensor that nobody asked for is refused by name, unless it only repeats
@@ -343,6 +307,30 @@ impl Weights {
         let (num_parameters, num_bytes) = (self.num_parameters, self.taken_bytes);
         Ok(Loaded { digest, num_parameters, num_bytes })
     }
+}
+
+impl Weights<Host> {
+    /// Whether matrices are served as a file has them, in blocks.
+    pub(crate) fn keeps_blocks(&self) -> bool {
+        let in_blocks = |entry: &Entry| match &entry.format {
+            Format::Gguf { kind, .. } => kind.grouping().is_some(),
+            Format::Float(_) | Format::Bytes | Format::Other(_) => false,
+        };
+        let has_blocks = |all: &Checkpoint| all.tensors.values().any(in_blocks);
+        let Host { unpacks, quantize, .. } = self.keep;
+        !unpacks && quantize.is_none() && self.checkpoint.as_ref().is_some_and(has_blocks)
+    }
+}
+
+/// The rows as a tensor of this dtype.
+fn dense(rows: &Rows, dtype: DType) -> Result<Tensor, LoadError> {
+    let shape = (rows.count(), rows.columns);
+    let tensor = match dtype {
+        DType::F32 => Tensor::from_vec(rows.dense::<f32>(), shape, &Device::Cpu),
+        DType::F16 => Tensor::from_vec(rows.dense::<f16>(), shape, &Device::Cpu),
+        _ => Tensor::from_vec(rows.dense::<bf16>(), shape, &Device::Cpu),
+    };
+    tensor.map_err(device_error)
 }
 
 /// Refuses a tensor of another shape, before memory is allocated for it.
@@ -395,14 +383,15 @@ mod tests {
 
     fn open(source: &ModelSource, dtype: Option<WeightDtype>) -> Weights {
         let options = LoadOptions { dtype, ..LoadOptions::default() };
-        Weights::open(source, None, &options, &Progress::default()).unwrap()
+        let keep = |dtype| Ok(Host { dtype, unpacks: false, quantize: None });
+        Weights::open(source, None, &options, &Progress::default(), keep).unwrap()
     }
 
     /// A matrix of these whole tensors, as it is before it is packed.
     fn matrix(weights: &mut Weights, parts: &[(&str, usize)]) -> Result<Tensor, LoadError> {
         let whole = |&(name, rows): &(&str, usize)| Part::whole(name.to_owned(), rows);
         let rows = weights.rows(&parts.iter().map(whole).collect::<Vec<_>>(), 3)?;
-        let dense = weights.dense(&rows);
+        let dense = dense(&rows, weights.dtype);
         weights.took(rows);
         dense
     }
@@ -412,7 +401,7 @@ mod tests {
         weights.finish(&names, tied)
     }
 
-    fn take_all(weights: &mut Weights) -> (Tensor, Tensor) {
+    fn take_all(weights: &mut Weights) -> (Tensor, Vec<f32>) {
         let matrix = matrix(weights, &[("k", 2), ("q", 2)]).unwrap();
         (matrix, weights.vector(&[("n".to_owned(), 3)]).unwrap())
     }
@@ -424,12 +413,12 @@ mod tests {
         for (dtype, got) in wanted.into_iter().zip([DType::BF16, DType::F32, DType::F16]) {
             let mut weights = open(&source, dtype);
             let (matrix, vector) = take_all(&mut weights);
-            assert_eq!((matrix.dtype(), vector.dtype()), (got, DType::F32));
+            assert_eq!(matrix.dtype(), got);
             let rows = matrix.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
             let want: Vec<Vec<f32>> =
                 [[6., 7., 8.], [9., 10., 11.], [0., 1., 2.], [3., 4., 5.]].map(Vec::from).to_vec();
             assert_eq!(rows, want);
-            assert_eq!(vector.to_vec1::<f32>().unwrap(), [0.1, 1.1, 2.1]);
+            assert_eq!(vector, [0.1, 1.1, 2.1]);
             assert_eq!(weights.progress.to_string(), "loading weights: 75 %");
             assert_eq!(finish(weights, false).unwrap().num_parameters, 15);
         }

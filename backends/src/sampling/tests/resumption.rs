@@ -53,12 +53,12 @@ fn run(sampling: &Sampling, prompt_len: usize, tokens: &[u32], len: usize) -> Ve
             row_sample: vec![1],
             ..Step::default()
         });
-        assert!(matches!(plans[..], [RowPlan::Run { .. }]), "{plans:?}");
+        let [RowPlan::Run(row)] = plans[..] else { panic!("{plans:?}") };
         let (sequence, end) = (slots.get(0).unwrap(), tokens.len());
         let mut logits = logits_after(sequence.tokens[end - 1]);
         let token = sampler.sample(&mut logits, sequence, end).unwrap().token;
         tokens.push(token);
-        slots.finish(0, end, Ok(Some(token)));
+        slots.finish(row, Ok(Some(SampledToken { token, logprobs: None }))).unwrap();
         if slots.get(0).unwrap().ended {
             break;
         }

@@ -24,9 +24,9 @@ use crate::{KernelError, Result};
 #[derive(Clone, Debug)]
 pub struct Grouping {
     /// `[T * top_k]`: the token of each row; below T.
-    tokens: Vec<u32>,
+    pub(super) tokens: Vec<u32>,
     /// `[T * top_k]`: the row of each token's k-th expert; each row once.
-    rows: Vec<u32>,
+    pub(super) rows: Vec<u32>,
     /// `[E]`: the rows of expert e end before `ends[e]`, and begin where those of e-1 end.
     ends: Vec<u32>,
     top_k: usize,

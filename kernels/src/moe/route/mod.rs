@@ -109,7 +109,7 @@ pub fn route(logits: &Tensor, select_bias: Option<&Tensor>, routing: &Routing) -
     }
 }
 
-fn check_routing(routing: &Routing, experts: usize) -> Result<()> {
+pub(super) fn check_routing(routing: &Routing, experts: usize) -> Result<()> {
     let wrong = |argument, rule, found: usize| {
         Err(KernelError::Value { argument, rule, found: found.to_string() })
     };

@@ -31,14 +31,22 @@ fn workload() -> Vec<NewSequence> {
 
 /// Runs the workload in lockstep, both steps always in flight, and kills the worker after as many
 /// actions as given. Returns how many actions there were before, and the world at the end.
-fn run_workload(config: &MockConfig, kill_at: Option<usize>) -> Checked<(usize, World)> {
-    let mut world = World::new(config.clone(), engine_config(), None);
+fn run_workload(
+    config: &MockConfig,
+    kind: Kind,
+    kill_at: Option<usize>,
+) -> Checked<(usize, World)> {
+    let mut world = World::new(config.clone(), engine_config(), kind, None);
     world.connect()?;
     for (id, request) in workload().into_iter().enumerate() {
         world.submit(id as u64, request)?;
     }
-    let actions: [fn(&mut World) -> Checked<bool>; 4] =
-        [World::send, World::send, World::execute, World::deliver];
+    let actions: &[fn(&mut World) -> Checked<bool>] = match kind {
+        Kind::OneByOne => &[World::send, World::send, World::execute, World::deliver],
+        Kind::Overlapping => {
+            &[World::send, World::send, World::begin, World::begin, World::finish, World::deliver]
+        }
+    };
     let mut num_actions = 0;
     while !world.unfinished().is_empty() {
         for action in actions {
@@ -59,13 +67,14 @@ fn run_workload(config: &MockConfig, kill_at: Option<usize>) -> Checked<(usize, 
 }
 
 /// Kills the worker at each point of the workload. Returns the figures of the undisturbed run.
-fn kill_everywhere(config: &MockConfig) -> Stats {
-    let (num_actions, world) = run_workload(config, None).unwrap();
+fn kill_everywhere(config: &MockConfig, kind: Kind) -> Stats {
+    let (num_actions, world) = run_workload(config, kind, None).unwrap();
     let stats = world.core.stats();
     assert!(stats.preemptions > 0 && stats.cached_tokens > 0 && num_actions > 100, "{stats:?}");
+    assert_eq!(world.overlaps > 0, kind == Kind::Overlapping);
     let (mut in_flight, mut late) = (0, 0);
     for kill_at in 0..num_actions {
-        let (_, world) = run_workload(config, Some(kill_at))
+        let (_, world) = run_workload(config, kind, Some(kill_at))
             .unwrap_or_else(|rule| panic!("killed before action {kill_at}: {rule}"));
         in_flight += world.deaths_in_flight;
         late += world.core.stats().ignored_outputs;
@@ -76,20 +85,24 @@ fn kill_everywhere(config: &MockConfig) -> Stats {
 
 #[test]
 fn for_every_kill_point_the_texts_are_the_undisturbed_texts() {
-    kill_everywhere(&small_config());
+    kill_everywhere(&small_config(), Kind::OneByOne);
+    kill_everywhere(&small_config(), Kind::Overlapping);
 }
 
 #[test]
 fn for_every_kill_point_the_texts_with_windows_are_the_undisturbed_texts() {
     let window = MockGroup { num_blocks: 9, window: Some(7) };
     let cache_groups = vec![MockGroup::full(14), window];
-    assert!(kill_everywhere(&MockConfig { cache_groups, ..small_config() }).window_frees > 0);
+    let config = MockConfig { cache_groups, ..small_config() };
+    for kind in [Kind::OneByOne, Kind::Overlapping] {
+        assert!(kill_everywhere(&config, kind).window_frees > 0);
+    }
 }
 
 #[test]
 fn with_two_steps_in_flight_eight_running_sequences_stand_in_every_step() {
     let config = MockConfig { vocab_size: 50, max_batch_tokens: 64, ..MockConfig::default() };
-    let mut world = World::new(config, engine_config(), None);
+    let mut world = World::new(config, engine_config(), Kind::OneByOne, None);
     world.connect().unwrap();
     for id in 0..8 {
         let prompt: Vec<u32> = (0..5).map(|token| token + id as u32).collect();
@@ -117,7 +130,7 @@ const POISON: u32 = 49;
 #[test]
 fn a_request_that_keeps_killing_workers_is_fenced_and_the_others_finish() {
     let config = MockConfig { cache_groups: vec![MockGroup::full(64)], ..small_config() };
-    let mut world = World::new(config, engine_config(), None);
+    let mut world = World::new(config, engine_config(), Kind::OneByOne, None);
     world.connect().unwrap();
     for id in 0..4 {
         let first = if id == 2 { POISON } else { id as u32 };
@@ -151,7 +164,7 @@ fn a_request_that_keeps_killing_workers_is_fenced_and_the_others_finish() {
 
 #[test]
 fn an_abort_frees_the_worker_within_one_step_when_nothing_else_runs() {
-    let mut world = World::new(small_config(), engine_config(), None);
+    let mut world = World::new(small_config(), engine_config(), Kind::OneByOne, None);
     world.connect().unwrap();
     world.submit(0, request(&[1, 2, 3], 20)).unwrap();
     world.send().unwrap();

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_backends::executor::Executor;
-use millstream_backends::mock::{MockConfig, MockGroup, MockModel, reference_text};
+use millstream_backends::mock::{Deferred, MockConfig, MockGroup, MockModel, reference_text};
+use millstream_backends::{Immediate, Pipeline};
 use millstream_proto::{CONTINUE, NO_BLOCK, Step, StepOutput};
 
 use super::core::{EngineConfig, EngineCore, Input};
@@ -39,6 +40,24 @@ struct Client {
     may_fail: bool,
 }
 
+/// How the worker runs its steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// One at a time.
+    OneByOne,
+    /// Two at a time: it may begin a step before the one ahead of it is finished. A worker that
+    /// runs one at a time runs the same steps beside it, and must give the same outputs.
+    Overlapping,
+}
+
+/// A step that the worker has begun.
+struct Begun {
+    /// Rows that it does not run.
+    skipped: Vec<usize>,
+    /// What a worker that runs one step at a time makes of it.
+    expected: Option<StepOutput>,
+}
+
 /// The worker's end of the wire, as the steps sent describe it.
 #[derive(Default)]
 struct Slots {
@@ -48,13 +67,17 @@ struct Slots {
 struct World {
     config: MockConfig,
     core: EngineCore,
-    executor: Executor<MockModel>,
+    executor: Executor<Box<dyn Pipeline>>,
+    /// Runs the same steps one at a time.
+    one_by_one: Option<Executor<Immediate<MockModel>>>,
     slots: Slots,
     is_alive: bool,
     epoch: u64,
     now: Duration,
-    /// Steps that the worker has not run.
+    /// Steps that the worker has not begun.
     sent: VecDeque<Step>,
+    /// Steps that the worker has not finished.
+    begun: VecDeque<Begun>,
     /// Outputs that the engine has not read.
     answered: VecDeque<StepOutput>,
     /// Outputs of workers that died before they were read.
@@ -64,16 +87,30 @@ struct World {
     deaths_in_flight: u64,
     /// Rows that the worker did not run.
     rows_not_run: u64,
+    /// Steps that were begun while another was in flight.
+    overlaps: u64,
     /// Places of prefix hits that lay behind a window.
     places_behind_windows: u64,
 }
 
 impl World {
-    fn new(config: MockConfig, engine: EngineConfig, planted: Option<PlantedBug>) -> Self {
+    fn new(
+        config: MockConfig,
+        engine: EngineConfig,
+        kind: Kind,
+        planted: Option<PlantedBug>,
+    ) -> Self {
         let mut core = EngineCore::new(engine);
         core.scheduler().planted = planted;
+        let mock = || MockModel::new(config.clone());
+        let one_by_one = (kind == Kind::Overlapping).then(|| Executor::new(Immediate::new(mock())));
+        let pipeline: Box<dyn Pipeline> = match kind {
+            Kind::OneByOne => Box::new(Immediate::new(mock())),
+            Kind::Overlapping => Box::new(Deferred::new(mock(), 0)),
+        };
         World {
-            executor: Executor::new(MockModel::new(config.clone())),
+            executor: Executor::new(pipeline),
+            one_by_one,
             config,
             core,
             slots: Slots::default(),
@@ -81,12 +118,14 @@ impl World {
             epoch: 0,
             now: Duration::ZERO,
             sent: VecDeque::new(),
+            begun: VecDeque::new(),
             answered: VecDeque::new(),
             stale: Vec::new(),
             clients: BTreeMap::new(),
             num_left: 0,
             deaths_in_flight: 0,
             rows_not_run: 0,
+            overlaps: 0,
             places_behind_windows: 0,
         }
     }
@@ -119,6 +158,9 @@ impl World {
         self.epoch += 1;
         self.is_alive = true;
         self.executor.reset(self.epoch);
+        if let Some(one_by_one) = &mut self.one_by_one {
+            one_by_one.reset(self.epoch);
+        }
         self.slots = Slots::default();
         let info = Arc::new(self.executor.info().clone());
         self.input(Input::Connected { epoch: self.epoch, info })
@@ -127,7 +169,7 @@ impl World {
     /// The worker dies with everything on the wire; what it had answered may still turn up.
     fn kill(&mut self, is_planned: bool) -> Checked {
         self.is_alive = false;
-        if !self.sent.is_empty() || !self.answered.is_empty() {
+        if self.num_in_flight() > 0 {
             self.deaths_in_flight += 1;
         }
         // Whatever it was still computing may have been answered, too.
@@ -144,21 +186,34 @@ impl World {
         let absent = step.new_block.iter().filter(|&&block| block == NO_BLOCK).count();
         self.places_behind_windows += absent as u64;
         self.sent.push_back(step);
-        if self.sent.len() + self.answered.len() > 2 {
+        if self.num_in_flight() > 2 {
             return Err("more than two steps are in flight".to_owned());
         }
         Ok(true)
     }
 
-    /// The worker runs a step, if there is one.
-    fn execute(&mut self) -> Checked<bool> {
-        self.execute_without(|_| false)
+    /// Steps whose outputs the engine has not read.
+    fn num_in_flight(&self) -> usize {
+        self.sent.len() + self.begun.len() + self.answered.len()
     }
 
-    /// The worker runs a step, if there is one, but for those rows that `skips` chooses. Only a row
-    /// that continues where its sequence is can be skipped without telling the worker: the next
-    /// row of the sequence computes what this one left.
-    fn execute_without(&mut self, mut skips: impl FnMut(usize) -> bool) -> Checked<bool> {
+    /// The worker begins a step and finishes one, if there are any.
+    fn execute(&mut self) -> Checked<bool> {
+        Ok(self.begin()? | self.finish()?)
+    }
+
+    /// The worker begins a step, if there is one and it may.
+    fn begin(&mut self) -> Checked<bool> {
+        self.begin_without(|_| false)
+    }
+
+    /// The worker begins a step, if there is one and it may, but for those rows that `skips`
+    /// chooses. Only a row that continues where its sequence is can be skipped without telling the
+    /// worker: the next row of the sequence computes what this one left.
+    fn begin_without(&mut self, mut skips: impl FnMut(usize) -> bool) -> Checked<bool> {
+        if self.executor.in_flight() == self.executor.depth() {
+            return Ok(false);
+        }
         let Some(mut step) = self.sent.pop_front() else { return Ok(false) };
         let is_decode = |&row: &usize| step.row_start[row] == CONTINUE && step.row_sample[row] == 1;
         let skipped: Vec<usize> =
@@ -169,7 +224,20 @@ impl World {
             step.row_len.remove(row);
             step.row_sample.remove(row);
         }
-        let mut output = self.executor.execute(step);
+        self.overlaps += u64::from(self.executor.in_flight() > 0);
+        let expected = self.one_by_one.as_mut().map(|worker| worker.execute(step.clone()));
+        self.executor.begin(step);
+        self.begun.push_back(Begun { skipped, expected });
+        Ok(true)
+    }
+
+    /// The worker finishes the earliest step in flight, if there is one.
+    fn finish(&mut self) -> Checked<bool> {
+        let Some(Begun { skipped, expected }) = self.begun.pop_front() else { return Ok(false) };
+        let mut output = comparable(self.executor.finish());
+        if let Some(expected) = expected.map(comparable).filter(|expected| *expected != output) {
+            return Err(format!("one step at a time gives {expected:?}, not {output:?}"));
+        }
         for &row in &skipped {
             output.row_count.insert(row, 0);
             let scored = output.prompt_logprobs.iter_mut().flat_map(|packed| &mut packed.index);
@@ -300,6 +368,11 @@ impl Slots {
         }
         Ok(())
     }
+}
+
+/// Without what differs from run to run.
+fn comparable(output: StepOutput) -> StepOutput {
+    StepOutput { timings: None, free_memory_bytes: 0, ..output }
 }
 
 fn request(prompt: &[u32], max_tokens: u32) -> NewSequence {

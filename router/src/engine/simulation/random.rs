@@ -15,8 +15,8 @@ const SEED_VARIABLE: &str = "MILLSTREAM_SIMULATION_SEED";
 
 const NUM_SEEDS: u64 = 6000;
 
-/// Seeds within which each planted bug must have been caught.
-const NUM_SEEDS_PLANTED: u64 = 500;
+/// Lives with each kind of worker, in one of which a planted bug must have been caught.
+const NUM_SEEDS_PLANTED: usize = 2000;
 
 /// Actions after which a life that has not ended hangs.
 const MAX_ACTIONS: usize = 30_000;
@@ -34,6 +34,7 @@ struct Tally {
     late_outputs: u64,
     fenced: u64,
     rows_not_run: u64,
+    overlaps: u64,
     window_frees: u64,
     places_behind_windows: u64,
     shrunk_hits: u64,
@@ -52,6 +53,7 @@ impl Tally {
         self.late_outputs += stats.ignored_outputs;
         self.fenced += stats.fenced;
         self.rows_not_run += world.rows_not_run;
+        self.overlaps += world.overlaps;
         self.window_frees += stats.window_frees;
         self.places_behind_windows += world.places_behind_windows;
         self.shrunk_hits += world.core.scheduler().shrunk_hits;
@@ -67,6 +69,7 @@ impl Tally {
             ("late outputs of old epochs", self.late_outputs),
             ("fenced sequences", self.fenced),
             ("rows that were not run", self.rows_not_run),
+            ("steps begun while another was in flight", self.overlaps),
             ("blocks freed behind a window", self.window_frees),
             ("hits with nothing behind a window", self.places_behind_windows),
             ("hits that a window made shorter", self.shrunk_hits),
@@ -78,6 +81,7 @@ impl Tally {
 /// One random life.
 struct Life {
     rng: StdRng,
+    kind: Kind,
     world: World,
     /// Beginnings that prompts share.
     prefixes: Vec<Vec<u32>>,
@@ -112,6 +116,7 @@ impl Life {
         };
         let prefixes = (0..3).map(|_| text(&mut rng, 40)).collect();
         let engine = EngineConfig { prefix_caching: rng.random_bool(0.9), ..engine_config() };
+        let kind = if rng.random() { Kind::Overlapping } else { Kind::OneByOne };
         // Two deaths are nobody's fault; more of them bring the fence into play.
         let deaths_left = if seed % 8 == 7 { 12 } else { rng.random_range(0..=2) };
         Life {
@@ -125,7 +130,8 @@ impl Life {
             kill_rate: rng.random_range(0..4),
             send_rate: rng.random_range(10..60),
             skip_rate: rng.random_range(0..30),
-            world: World::new(config, engine, planted),
+            kind,
+            world: World::new(config, engine, kind, planted),
             rng,
         }
     }
@@ -166,7 +172,11 @@ impl Life {
             roll if roll % 2 == 0 => {
                 let skip_rate = self.skip_rate;
                 let rng = &mut self.rng;
-                world.execute_without(|_| rng.random_range(0..100) < skip_rate).map(|_| ())
+                world.begin_without(|_| rng.random_range(0..100) < skip_rate)?;
+                if self.kind == Kind::OneByOne || rng.random() {
+                    world.finish()?;
+                }
+                Ok(())
             }
             _ => {
                 world.deliver()?;
@@ -178,7 +188,7 @@ impl Life {
     /// With a worker and nothing in flight, something must be there to send.
     fn check_liveness(&mut self) -> Checked {
         let world = &mut self.world;
-        let is_idle = world.sent.is_empty() && world.answered.is_empty();
+        let is_idle = world.num_in_flight() == 0;
         if is_idle && !world.unfinished().is_empty() && !world.send()? {
             return Err(format!("{:?} wait and nothing is sent", world.unfinished()));
         }
@@ -290,6 +300,12 @@ fn text(rng: &mut StdRng, len: usize) -> Vec<u32> {
     (0..len).map(|_| rng.random_range(0..20)).collect()
 }
 
+/// Seeds of lives with a worker of this kind, within which each planted bug must be caught.
+fn planted_seeds(kind: Kind) -> impl Iterator<Item = u64> {
+    let is_of_kind = move |seed: &u64| Life::new(*seed, None).kind == kind;
+    (0..).filter(is_of_kind).take(NUM_SEEDS_PLANTED)
+}
+
 /// Lives one life; a broken rule or a panic is an error.
 fn live(seed: u64, planted: Option<PlantedBug>, tally: &mut Tally) -> Checked {
     let mut life = Life::new(seed, planted);
@@ -328,13 +344,13 @@ fn every_planted_bug_is_caught() {
         PlantedBug::FreedOnPlanned,
         PlantedBug::HoleInWindow,
     ];
-    for bug in bugs {
-        let mut seeds = 0..NUM_SEEDS_PLANTED;
-        let caught = seeds.find_map(|seed| {
+    let kinds = [Kind::OneByOne, Kind::Overlapping];
+    for (bug, kind) in bugs.into_iter().flat_map(|bug| kinds.map(|kind| (bug, kind))) {
+        let caught = planted_seeds(kind).find_map(|seed| {
             live(seed, Some(bug), &mut Tally::default()).err().map(|rule| (seed, rule))
         });
-        let (seed, rule) = caught.unwrap_or_else(|| panic!("{bug:?} was never noticed"));
-        println!("{bug:?} was caught by seed {seed}: {rule}");
+        let (seed, rule) = caught.unwrap_or_else(|| panic!("{bug:?} was never noticed: {kind:?}"));
+        println!("{bug:?} was caught by seed {seed}, {kind:?}: {rule}");
     }
 }
 

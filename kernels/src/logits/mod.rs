@@ -1,5 +1,8 @@
 //! What becomes of the logits of a head: a factor, a bound, and who reads them.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 use candle_core::Tensor;
 
 use crate::Result;

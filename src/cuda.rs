@@ -1,0 +1,7 @@
+//! The executable `millstream-cuda`: the worker on a GPU. `millstream serve` starts it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    millstream::cuda_main()
+}
