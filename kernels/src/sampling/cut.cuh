@@ -72,6 +72,15 @@ __device__ __forceinline__ int fill_bins(const Tokens& tokens, const Search& sea
     return shift;
 }
 
+// Fills the bins with what `bins` holds, each as one number. Ends with a barrier.
+__device__ __forceinline__ void copy_bins(const uint64_t* bins, Shared& shared) {
+    for (int bin = threadIdx.x; bin < BINS; bin += blockDim.x) {
+        bin_words(shared)[bin] = uint32_t(bins[bin]);
+        bin_words(shared)[BINS + bin] = uint32_t(bins[bin] >> 32);
+    }
+    __syncthreads();  // the bins are full
+}
+
 __device__ __noinline__ uint64_t sum_of_bins(Shared& shared) {
     uint64_t sum = 0;
     for (int bin = threadIdx.x; bin < BINS; bin += blockDim.x) sum += bin_at(bin, shared);
@@ -119,17 +128,35 @@ __device__ __forceinline__ uint32_t lowest_code(const Weights& weights, int bin)
     return low;
 }
 
-// The rank key of the least likely token that the goal keeps of those with at least the key `cut`.
-__device__ __noinline__ uint64_t rank_cut(Tokens tokens, uint64_t cut, Weights weights, Goal goal,
-                                          Shared& shared) {
+// The first search: its values are the coarse bins, the lowest last.
+__device__ __forceinline__ Search coarse_search() { return {0, BINS - 1, 0, 0}; }
+
+// Fills the bins of the first search with what tokens of at least the rank key `cut` measure.
+__device__ __forceinline__ void fill_coarse_bins(const Tokens& tokens, uint64_t cut,
+                                                 const Weights& weights, const Goal& goal,
+                                                 Shared& shared) {
+    auto value = [&](int, float logit) { return uint64_t(BINS - 1 - coarse_bin(weights, logit)); };
     auto measure = [&](int i, float logit) {
         return rank_key(logit, tokens.id(i)) < cut ? 0 : goal.of(weights, logit);
     };
-    auto coarse = [&](int, float logit) { return uint64_t(BINS - 1 - coarse_bin(weights, logit)); };
-    Search search = {0, BINS - 1, 0, 0};
-    int shift = fill_bins(tokens, search, coarse, measure, shared);
+    fill_bins(tokens, coarse_search(), value, measure, shared);
+}
+
+// The rank key of the least likely token that the goal keeps of those with at least the key `cut`.
+// `bins` are those of `fill_coarse_bins`, where they are known; else null.
+__device__ __noinline__ uint64_t rank_cut(Tokens tokens, uint64_t cut, Weights weights, Goal goal,
+                                          const uint64_t* bins, Shared& shared) {
+    auto measure = [&](int i, float logit) {
+        return rank_key(logit, tokens.id(i)) < cut ? 0 : goal.of(weights, logit);
+    };
+    if (bins) {
+        copy_bins(bins, shared);
+    } else {
+        fill_coarse_bins(tokens, cut, weights, goal, shared);
+    }
+    Search search = coarse_search();
     search.need = goal.need(sum_of_bins(shared));
-    search = in_one_bin(search, shift, shared);
+    search = in_one_bin(search, 0, shared);
     // One warp finds where the bin's codes begin, another where those of the bin above do.
     int bin = BINS - 1 - int(search.low), warp = threadIdx.x / WARP;
     if (warp < 2 && threadIdx.x % WARP == 0) shared.border[warp] = lowest_code(weights, bin - warp);
@@ -146,7 +173,7 @@ __device__ __noinline__ uint64_t rank_cut(Tokens tokens, uint64_t cut, Weights w
             int last = last_kept(tokens, search.need, tied, shared);
             return search.low << 32 | uint32_t(~tokens.id(last));
         }
-        shift = fill_bins(tokens, search, code, measure, shared);
+        int shift = fill_bins(tokens, search, code, measure, shared);
         search = in_one_bin(search, shift, shared);
     }
     return max(search.low << 32, cut);

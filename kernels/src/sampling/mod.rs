@@ -29,6 +29,12 @@ pub const MAX_TOP: usize = 20;
 /// Words of what is found for a row.
 pub const OUTCOME_WORDS: usize = 4 + 2 * MAX_TOP;
 
+/// Numbers of 64 bits that a row has for what its blocks leave for each other.
+pub const FINDINGS_LEN: usize = 2 * MAX_PARTS + 2048;
+
+/// The most blocks that share a row.
+const MAX_PARTS: usize = 32;
+
 /// Words of [`Row::words`].
 pub const ROW_WORDS: usize = 19;
 
@@ -188,6 +194,8 @@ pub struct Draw<'a> {
     pub counts: &'a Array,
     /// `[S]` u32: gets the tokens that are drawn, by slot.
     pub last_token: &'a Array,
+    /// `[R, FINDINGS_LEN]` i64: scratch.
+    pub findings: &'a Array,
     /// `[R, OUTCOME_WORDS]` u32: gets what [`outcome`] reads, but for padding.
     pub outcomes: &'a Array,
 }
@@ -207,22 +215,25 @@ pub fn draw(gpu: &Gpu, draw: &Draw<'_>) -> Result<()> {
     check::shape(draw.last_token, "last_token", DType::U32, &[num_slots])?;
     check::shape(draw.counts, "counts", DType::U32, &[num_slots, draw.vocab_size])?;
     check::shape(draw.outcomes, "outcomes", DType::U32, &[num_rows, OUTCOME_WORDS])?;
-    let args: [Arg; 9] = [
-        draw.logits.into(),
-        width.into(),
-        vocabulary.into(),
-        draw.rows.into(),
-        draw.lists.into(),
-        draw.masks.into(),
-        draw.counts.into(),
-        draw.last_token.into(),
-        draw.outcomes.into(),
-    ];
-    // SAFETY: the arguments are those of the kernel, and the arrays are as large as was checked;
+    check::shape(draw.findings, "findings", DType::I64, &[num_rows, FINDINGS_LEN])?;
+    let block = threads(vocabulary);
+    let parts = parts(gpu, num_rows, draw.vocab_size);
+    let by_parts = Launch { grid: [parts, num_rows as u32, 1], block, shared: 0 };
+    let logits: [Arg; 4] = [draw.logits.into(), width.into(), vocabulary.into(), draw.rows.into()];
+    let [lists, masks, counts, findings, last_token, outcomes] =
+        [draw.lists, draw.masks, draw.counts, draw.findings, draw.last_token, draw.outcomes]
+            .map(Arg::from);
+    let look = [&logits[..], &[lists, masks, counts, findings]].concat();
+    let weigh = [&logits[..], &[masks, counts, findings]].concat();
+    let args = [&logits[..], &[lists, masks, counts, findings, parts.into(), last_token, outcomes]]
+        .concat();
+    // SAFETY: the arguments are those of the kernels, and the arrays are as large as was checked;
     // that rows name slots, lists and masks that exist is the contract of `Row`.
     unsafe {
-        gpu.launch(&SAMPLING, "sampling_draw", one_block_a_row(num_rows, vocabulary), &args)?
-    };
+        gpu.launch(&SAMPLING, "sampling_look", by_parts, &look)?;
+        gpu.launch(&SAMPLING, "sampling_weigh", by_parts, &weigh)?;
+        gpu.launch(&SAMPLING, "sampling_draw", one_block_a_row(num_rows, vocabulary), &args)?;
+    }
     Ok(())
 }
 
@@ -365,9 +376,19 @@ fn check_logits(logits: &Array, num_rows: usize, vocab_size: usize) -> Result<i3
     check::count("logits", width)
 }
 
-/// A block has at most as many threads as leave each the registers that f64 takes, and at least two
-/// warps.
+/// A block has at most as many threads as leave each the registers that f64 takes, and two warps at
+/// least.
+fn threads(vocab_size: i32) -> u32 {
+    (vocab_size as u32).div_ceil(8).next_power_of_two().clamp(64, 512)
+}
+
 fn one_block_a_row(num_rows: usize, vocab_size: i32) -> Launch {
-    let threads = (vocab_size as u32).div_ceil(8).next_power_of_two().clamp(64, 512);
-    Launch { grid: [num_rows as u32, 1, 1], block: threads, shared: 0 }
+    Launch { grid: [num_rows as u32, 1, 1], block: threads(vocab_size), shared: 0 }
+}
+
+/// Into how many parts rows are cut: four blocks for each multiprocessor end at about the same time,
+/// and a part has a token for each thread at least.
+fn parts(gpu: &Gpu, num_rows: usize, vocab_size: usize) -> u32 {
+    let parts = (4 * gpu.multiprocessors() as usize).div_ceil(num_rows.max(1));
+    parts.min(vocab_size.div_ceil(512)).min(MAX_PARTS) as u32
 }

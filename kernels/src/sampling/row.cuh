@@ -25,16 +25,16 @@ static_assert(BINS <= LIST, "bins lie where numbers are sorted");
 // ---------------------------------------------------------------------------------------------
 // Tokens
 
-// A row's tokens, or those of them that are left, in the order of ids.
+// Tokens of a row in the order of their ids: all, neighbours, or a shortlist.
 struct Tokens {
     const float* logits;     // with bias and bans
-    const uint32_t* ids;     // null where they are 0, 1, ..
-    int count;
+    const uint32_t* ids;     // null where they are first, first + 1, ..
+    int first, count;
     const uint32_t* counts;  // of the tokens that are already there; null without penalties
     Penalties penalties;
     const uint32_t* mask;    // a bit for each token that may follow; null where all may
 
-    __device__ __forceinline__ uint32_t id(int i) const { return ids ? ids[i] : uint32_t(i); }
+    __device__ __forceinline__ uint32_t id(int i) const { return ids ? ids[i] : first + i; }
 
     // What penalties and mask make of token i's logit.
     __device__ __forceinline__ float changed(int i, float logit) const {
@@ -46,6 +46,16 @@ struct Tokens {
         return logit;
     }
 };
+
+// The tokens begin..end of a whole row, where `begin` is a multiple of 32.
+__device__ __forceinline__ Tokens neighbours(Tokens tokens, int begin, int end) {
+    tokens.logits += begin;
+    tokens.first = begin;
+    tokens.count = max(end - begin, 0);
+    if (tokens.counts) tokens.counts += begin;
+    if (tokens.mask) tokens.mask += begin / 32;
+    return tokens;
+}
 
 // Gives a lane's share of begin..end to `f`, with what `read` finds there; so many reads are under
 // way at once.
@@ -127,6 +137,33 @@ __device__ __forceinline__ T over_block(T x, Join join, Shared& shared) {
     x = over_warp(lane < warps ? partial[lane] : T(), join);
     __syncthreads();  // everyone has read `partial`
     return x;
+}
+
+// What is seen of tokens at first.
+struct Seen {
+    uint64_t best;       // the largest rank key; 0 of no tokens, ~0 if one is NaN or +inf
+    uint32_t best_mine;  // the largest code of this thread's tokens; 0 of none
+
+    __device__ bool is_broken() const { return best == ~uint64_t(0); }
+    __device__ float max() const { return logit_of(uint32_t(best >> 32)); }
+};
+
+__device__ __forceinline__ Seen look(const Tokens& tokens, Shared& shared) {
+    Seen seen = {0, 0};
+    int at = 0;
+    bool is_broken = false;
+    each_unchanged<MANY>(tokens, [&](int i, float logit) {
+        is_broken |= !(logit < INF);
+        uint32_t code = code_of(tokens.changed(i, logit));
+        if (code > seen.best_mine) {
+            seen.best_mine = code;
+            at = i;
+        }
+    });
+    uint64_t key = uint64_t(seen.best_mine) << 32 | uint32_t(~tokens.id(at));
+    if (seen.best_mine == 0) key = 0;
+    seen.best = over_block(is_broken ? ~uint64_t(0) : key, Max(), shared);
+    return seen;
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ use millstream_kernels::KernelError;
 use millstream_kernels::cuda::{Gpu, Outgoing};
 use millstream_kernels::linear::cuda::Linear;
 use millstream_kernels::paged_attention::cuda::{Plan, TILE_QUERIES, takes};
-use millstream_kernels::sampling::{Lists, OUTCOME_WORDS};
+use millstream_kernels::sampling::{FINDINGS_LEN, Lists, OUTCOME_WORDS};
 use std::collections::VecDeque;
 use tracing::info;
 
@@ -188,6 +188,9 @@ impl Builder<'_> {
                 vocab_size,
                 counts: take(limits.rows * vocab_size)?,
                 last_token: take(limits.rows)?,
+                findings: gpu
+                    .uninitialized(DType::I64, limits.rows * FINDINGS_LEN)
+                    .map_err(cuda_error)?,
                 outcomes: take(outcomes * OUTCOME_WORDS)?,
                 lists: Lists::default(),
             },

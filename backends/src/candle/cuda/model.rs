@@ -26,7 +26,7 @@ use crate::{Batch, Sequence};
 use millstream_kernels::KernelError;
 use millstream_kernels::cuda::{Array, CudaError, Outgoing};
 use millstream_kernels::sampling::{
-    self, Draw, Lists, OUTCOME_WORDS, Row, Score, TEXT_WORDS, Text,
+    self, Draw, FINDINGS_LEN, Lists, OUTCOME_WORDS, Row, Score, TEXT_WORDS, Text,
 };
 use millstream_kernels::step as words;
 use millstream_proto::WorkerInfo;
@@ -82,6 +82,8 @@ pub(super) struct Draws {
     pub(super) counts: Array,
     /// `[max_slots]` u32.
     pub(super) last_token: Array,
+    /// i64, scratch for as many rows as sample.
+    pub(super) findings: Array,
     /// u32, for as many rows as sample and prompt tokens as are scored in a step.
     pub(super) outcomes: Array,
     pub(super) lists: Lists,
@@ -296,7 +298,7 @@ impl CudaModel {
             panic!("a batch is begun before it is sampled")
         };
         let masks = self.mask(batch)?;
-        let Draws { vocab_size, counts, last_token, outcomes, .. } = &self.draws;
+        let Draws { vocab_size, counts, last_token, findings, outcomes, .. } = &self.draws;
         let packed = &self.uploads.packed;
         let of = |rows: Range<usize>| {
             outcomes.slice(rows.start * OUTCOME_WORDS..rows.end * OUTCOME_WORDS)
@@ -309,6 +311,7 @@ impl CudaModel {
             masks: &masks,
             counts,
             last_token,
+            findings: &findings.slice(0..begun.sampled * FINDINGS_LEN),
             outcomes: &of(0..begun.sampled),
         };
         sampling::draw(&self.on.gpu, &draw)?;
