@@ -61,7 +61,9 @@ async fn serve(args: ServeArgs, started: Instant) -> anyhow::Result<()> {
     };
 
     let directory = socket_directory(args.server.shard_uds_path.as_deref())?;
-    let command = worker_command(&args, &local, directory.path().join("worker.sock"))?;
+    let socket = directory.path().join("worker.sock");
+    // Looking for a GPU takes a moment, in which the port answers.
+    let command = tokio::task::block_in_place(|| worker_command(&args, &local, socket))?;
     let kill = KillSwitch::default();
     let link = WorkerLink {
         socket: command.socket.clone(),

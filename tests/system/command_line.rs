@@ -52,6 +52,14 @@ fn a_model_that_the_worker_cannot_load_is_one_line() {
 }
 
 #[test]
+fn a_worker_that_cannot_compute_on_a_gpu_says_which_can() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    let args = ["worker", "--device", "cuda", "--listen", socket.to_str().unwrap()];
+    check_error(&args, &["--device cuda", "millstream-cuda"]);
+}
+
+#[test]
 fn a_taken_port_is_one_line() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();

@@ -38,8 +38,8 @@ pub(super) fn load(
 ) -> Result<CudaModel, LoadError> {
     let mut startup = Startup::begin();
     if options.quantize.is_some() {
-        let reason =
-            "--quantize is for the processor; a GPU computes with weights of 16 or 32 bits";
+        let reason = "--quantize is for the processor, and this worker computes on a GPU: leave it \
+                      out, or take --device cpu";
         return Err(LoadError::Device(reason.into()));
     }
     progress.begin("opening the GPU");
