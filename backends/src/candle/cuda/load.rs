@@ -46,6 +46,8 @@ pub(super) fn load(
     let gpu = Gpu::open(ordinal).map_err(cuda_error)?;
     let properties = gpu.properties();
     info!(gpu = properties.name, memory_mib = properties.memory >> 20, "GPU opened");
+    // Before anything that takes long: a library may be missing.
+    let products = Linear::new(&gpu).map_err(cuda_error)?;
     progress.begin("reading the configuration");
     let mut description = Description::read(source, options)?;
     startup.end(Stage::Configuration);
@@ -63,8 +65,8 @@ pub(super) fn load(
     startup.end(Stage::Weights);
 
     progress.begin("preparing the cache");
-    let mut model =
-        Builder { gpu: &gpu, description: &description, dtype, options }.build(decoder)?;
+    let mut model = Builder { gpu: &gpu, description: &description, dtype, options }
+        .build(decoder, products)?;
     warm_up(&mut model).map_err(kernel_error)?;
     let budget = memory::budget(&gpu, options)?;
     let plan = CachePlan::new(&description.spec, dtype, options, budget)?;
@@ -144,7 +146,7 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     /// The model with a cache of one block.
-    fn build(&self, decoder: Decoder<Device>) -> Result<CudaModel, LoadError> {
+    fn build(&self, decoder: Decoder<Device>, products: Linear) -> Result<CudaModel, LoadError> {
         let Builder { gpu, description, dtype, options } = *self;
         let (spec, vocab_size) = (&description.spec, description.vocab_size);
         let limits = Limits {
@@ -159,7 +161,7 @@ impl Builder<'_> {
         let max_blocks = description.max_model_len.div_ceil(block_size);
         let on = Engine {
             gpu: gpu.clone(),
-            products: Linear::new(gpu).map_err(cuda_error)?,
+            products,
             space: Workspace::new(gpu, spec, dtype, limits)?,
             hidden: spec.hidden,
             vocab: spec.vocab,
