@@ -3,7 +3,7 @@ them:
 
     python3 tests/gpu/parity.py DIR [CASE ...]
 
-It needs torch and transformers, and half a minute; no GPU. Each case is a directory of DIR in the
+It needs torch and transformers, and two minutes; no GPU. Each case is a directory of DIR in the
 layout of `tests/fixtures/parity`: a checkpoint in Hugging Face layout with random weights in bf16,
 and `expected.safetensors` with `input_ids` [T] (int32) and `logits` [T, vocab] (float32, computed
 in float32 with eager attention from the weights as stored). They are too large to be kept; the same
