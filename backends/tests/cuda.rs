@@ -322,3 +322,82 @@ fn tensor_cores_give_the_logits_of_the_processor() {
         assert!(error < 0.03, "{family}, {head_dim}: {error}");
     }
 }
+
+/// Checkpoints of `tests/gpu/parity.py`, whose sizes the tensor cores' kernels take, against
+/// Transformers, which computed in f32 of the same weights.
+///
+/// Of the differences by token, in parts of the deviation of the logits, the median is bounded. An
+/// activation that is rounded to n bits is wrong by `2^-n / sqrt(3)` on average, which is 0.0023 in
+/// bf16; a layer's output carries some eight of those, and the roundings of four layers add up as
+/// the root of their number: 0.0023 * sqrt(8 * 4) = 0.013. Twice that is allowed, and an eighth of
+/// it in f16, which has three bits more. A wrong index or rule is wrong by 0.1 and more.
+///
+/// The worst token may have four times as much; no router is near a tie.
+#[test]
+fn checkpoints_made_beside_have_the_logits_of_transformers() {
+    let Some(made) = std::env::var_os("MILLSTREAM_PARITY") else {
+        return println!("skipped: MILLSTREAM_PARITY does not say where checkpoints were made");
+    };
+    let entries = std::fs::read_dir(&made).expect("MILLSTREAM_PARITY is a directory");
+    let mut cases: Vec<_> = entries.map(|entry| entry.expect("a checkpoint").path()).collect();
+    cases.retain(|case| case.join("expected.safetensors").is_file());
+    cases.sort();
+    assert!(!cases.is_empty(), "no checkpoint in {}", made.display());
+    let mut wrong = Vec::new();
+    for case in cases.iter().map(|case| case.to_str().expect("a name")) {
+        for (dtype, tolerance) in [(WeightDtype::Bf16, 0.026), (WeightDtype::F16, 0.0033)] {
+            let Some(found) = differences(case, dtype) else { return };
+            for (how, median, worst) in found {
+                println!("{case}, {dtype:?}, {how}: median {median:.5}, worst {worst:.5}");
+                if !(median <= tolerance && worst <= 4.0 * tolerance) {
+                    wrong.push(format!("{case}, {dtype:?}, {how}: {median} {worst}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The median and the largest of the differences by token, whichever way the prompt is computed.
+fn differences(case: &str, dtype: WeightDtype) -> Option<[(&'static str, f64, f64); 3]> {
+    let options = LoadOptions {
+        dtype: Some(dtype),
+        kv_cache_memory: Some(128 << 20),
+        max_slots: 64,
+        max_batch_tokens: 512,
+        ..LoadOptions::default()
+    };
+    let source = ModelSource::Directory(case.into());
+    let model = match cuda::load(0, &source, &options, &Progress::default()) {
+        Ok(model) => model,
+        Err(error) if millstream_kernels::cuda::Gpu::open(0).is_err() => {
+            println!("skipped: {error}");
+            return None;
+        }
+        Err(error) => panic!("{case}: {error}"),
+    };
+    let want = expected(case, "expected.safetensors");
+    let len = want.ids.len();
+    let prompts = || vec![want.ids.clone(), prompt(80, 1)];
+    let (half, rest) = (len / 2, len - 1 - len / 2);
+    let decoded = (half..len).map(|_| vec![(0, 1)]);
+    let ways = [
+        ("whole", vec![vec![(0, len)]]),
+        ("in chunks", vec![vec![(1, 50), (0, 1)], vec![(0, half), (1, 1)], vec![(0, rest)]]),
+        ("decoded", std::iter::once(vec![(0, half)]).chain(decoded).collect()),
+    ];
+    let mut runner = Runner::new(model, prompts());
+    Some(ways.map(|(how, steps)| {
+        runner.start(prompts());
+        steps.iter().for_each(|rows| runner.step(rows));
+        let tokens = runner.logits(0).chunks(1).zip(want.logits.chunks(1));
+        let difference = |(got, want)| match relative_difference(got, want) {
+            nan if nan.is_nan() => f64::INFINITY,
+            difference => difference,
+        };
+        let mut all: Vec<f64> = tokens.map(difference).collect();
+        assert_eq!(all.len(), len, "every token is computed once");
+        all.sort_by(f64::total_cmp);
+        (how, all[len / 2], all[len - 1])
+    }))
+}

@@ -165,17 +165,17 @@ def bench_table(rows):
 
 
 def server_table(rows):
-    """Whatever the load tester reports, in its order."""
-    columns = list(dict.fromkeys(key for row in rows for key in row["report"]))
+    columns = ["model", "load", "output tokens/s", "all tokens/s", "first token p50, p99, ms",
+               "between tokens p50, p99, ms", "errors", *PROVENANCE]
 
-    def cell(value):
-        if isinstance(value, dict):
-            return ", ".join(f"{key} {cell(part)}" for key, part in value.items())
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    def cells(row):
+        report = row["report"]
+        rates = [number(report[f"{what}_tokens_per_s"]) for what in ("output", "total")]
+        times = [", ".join(number(report[what][at]) for at in ("p50", "p99"))
+                 for what in ("ttft_ms", "inter_token_ms")]
+        return [row["name"], row["shape"], *rates, *times, report["num_errors"], *provenance(row)]
 
-    cells = ([row["name"], row["shape"], *(cell(row["report"].get(key, "-")) for key in columns),
-              *provenance(row)] for row in rows)
-    return table(["model", "load", *columns, *PROVENANCE], cells)
+    return table(columns, map(cells, rows))
 
 
 def compiler_table(rows):
