@@ -135,7 +135,7 @@ pub fn heads(
         (lanes.unwrap_or(WARP) as i32).into(),
     ];
     let name = if lanes.is_some() { "heads" } else { "heads_any" };
-    // SAFETY: the arguments are the kernel's, the lengths were checked, and the kernel neither reads
+    // SAFETY: the arguments are the kernel's, the lengths were checked; the kernel neither reads
     // at a position that a table does not have nor writes to a slot that the cache does not have.
     unsafe { gpu.launch(&MODULE, &format!("{name}_{}", checked.suffix), launch, &args)? };
     Ok(())

@@ -223,7 +223,7 @@ mod tests {
             for kind in [NormKind::Rms, NormKind::Layer] {
                 // Every number has as many bits as there are choices.
                 for choice in 0..16 {
-                    let has = |bit: usize| choice >> bit & 1 == 1;
+                    let has = |bit: usize| (choice >> bit) & 1 == 1;
                     let scale = has(2).then_some(0.3);
                     let (bias, post, pre) = (has(0), has(1), has(3));
                     let shape = [tokens, hidden];
