@@ -91,7 +91,7 @@ fn what_must_not_be_passed_over_is_refused_with_its_value() {
 #[test]
 fn what_asks_for_nothing_is_not_told_and_what_is_told_hides_its_value() {
     let quiet = "--speculate 0 --trust-remote-code=false --ngrok=off --usage-stats off \
-                 --cuda-graphs 0 --cuda-memory-fraction 1.0";
+                 --cuda-graphs 0";
     let told = given("--ngrok --ngrok-authtoken s3cret");
     let names: Vec<&str> = told.given.iter().map(|given| given.name.as_str()).collect();
     assert!(names.ends_with(&["--ngrok", "--ngrok-authtoken"]), "{names:?}");
