@@ -88,7 +88,7 @@ impl Bench {
         let (from, to) = (bench.random(len)?, bench.random(len)?);
         let us = bench.time(1, |_| Ok(bench.gpu.copy(&from, &to)?))?;
         let bytes = 4.0 * len as f64;
-        let shape = format!("{} MiB", 2 * len >> 20);
+        let shape = format!("{} MiB", (2 * len) >> 20);
         bench.peaks.row("peaks", ("copy", &shape), us, Work { bytes, ..Work::default() });
         let copy = bytes / us;
         drop((from, to));

@@ -1,7 +1,7 @@
 //! From logits to tokens, with the vocabulary of Qwen3.
 
 use candle_core::DType;
-use millstream_kernels::sampling::{Draw, OUTCOME_WORDS, Row, draw};
+use millstream_kernels::sampling::{Draw, FINDINGS_LEN, OUTCOME_WORDS, Row, draw};
 
 use crate::measure::{Bench, Result, bytes};
 
@@ -45,6 +45,7 @@ fn sample(bench: &Bench, name: &str, (rows, vocab): (usize, usize), kind: Row) -
     let none = gpu.zeros(DType::U32, 0)?;
     let counts = gpu.zeros(DType::U32, rows * vocab)?;
     let last_token = gpu.zeros(DType::U32, rows)?;
+    let findings = gpu.zeros(DType::I64, rows * FINDINGS_LEN)?;
     let outcomes = gpu.zeros(DType::U32, rows * OUTCOME_WORDS)?;
     let shape = format!("R={rows} V={vocab}");
     // What must be read once; further passes are over what is still in a cache.
@@ -56,6 +57,7 @@ fn sample(bench: &Bench, name: &str, (rows, vocab): (usize, usize), kind: Row) -
             lists: &none,
             masks: &none,
             counts: &counts,
+            findings: &findings,
             last_token: &last_token,
             outcomes: &outcomes,
         };

@@ -85,7 +85,7 @@ mod tests {
         let mut told = Told::new(3, 4, 2);
         let first = sequence(7, [&[5, 6], &[8]]);
         assert_eq!(news(&mut told, 1, &first).0, [[4, 5], [5, 6], [16, 8]]);
-        assert_eq!(news(&mut told, 1, &first).0, []);
+        assert!(news(&mut told, 1, &first).0.is_empty());
         let grown = sequence(7, [&[5, 6], &[8, 9]]);
         assert_eq!(news(&mut told, 1, &grown).0, [[17, 9]]);
         let other = sequence(8, [&[5], &[]]);
