@@ -102,6 +102,20 @@ fn chunks_and_decodes_beside_others_have_the_logits_of_transformers() {
 }
 
 #[test]
+fn a_prompt_that_finds_its_beginning_in_the_cache_has_the_logits_of_transformers() {
+    for case in ["gemma3-text", "qwen3"] {
+        let Some(model) = load(case, None) else { return };
+        let want = expected(case, "expected.safetensors");
+        let mut runner = Runner::new(model, vec![want.ids.clone(), want.ids.clone()]);
+        runner.step(&[(1, 45)]);
+        runner.share(1, 0, 2);
+        runner.step(&[(0, 13)]);
+        let error = largest_difference(&runner, &want);
+        assert!(error <= F32, "{case}: {error} exceeds {F32}");
+    }
+}
+
+#[test]
 fn halves_have_the_logits_of_transformers_to_their_precision() {
     let steps = [vec![(0, 20)], vec![(0, 1)], vec![(0, 24)]];
     check(&["llama-biases", "qwen3", "mixtral"], Some(WeightDtype::F16), F16, &steps);
