@@ -2,8 +2,12 @@
 //!
 //! One folder per operation: `mod.rs` holds the mathematics, the contract and one checked dispatch,
 //! `reference.rs` a plain version that is right at first sight (tests only), `cpu.rs` the fast one.
+//! With the feature `cuda`, `cuda.rs` is the checked launch of the operation on a GPU, over arrays in
+//! the device's memory, and the kernel itself is the `.cu` beside it; what they are made of is in
+//! `cuda`.
 //!
-//! What holds for all of them:
+//! What holds for all of them on the processor (on a GPU activations have the dtype of the weights
+//! between operations, and the residual stream is f32):
 //! - activations are f32; weights and caches are f32, f16 or bf16 and stay in their dtype, but for
 //!   matrices that [`linear`] is asked to keep in 8 or 4 bits (what it and [`paged_attention`] do to
 //!   activations before they multiply them is their own affair);

@@ -38,7 +38,7 @@ mod tests {
     fn the_cache_gets_what_is_free_but_for_a_reserve_and_what_is_kept_back() {
         const GIB: u64 = 1 << 30;
         assert_eq!(left(100 * GIB, 140 * GIB, 1.0), 100 * GIB - (GIB / 2));
-        assert_eq!(left(100 * GIB, 140 * GIB, 0.9), 86 * GIB);
+        assert_eq!(left(100 * GIB, 140 * GIB, 0.75), 65 * GIB);
         assert_eq!(left(GIB, 140 * GIB, 0.5), 0);
         assert_eq!(left(GIB, GIB, 1.0), GIB - GIB / 16);
     }

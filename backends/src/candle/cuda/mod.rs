@@ -1,10 +1,10 @@
-//! Models on a GPU: the decoder of [`super`], with its weights, its cache and its sampling on the
+//! Models on a GPU: the decoder of `super`, with its weights, its cache and its sampling on the
 //! device.
 //!
-//! The host says what a step is in one block of words ([`step`]), and reads what was drawn. All else
-//! stays on the device: weights ([`keep`]), activations ([`workspace`]), block tables and what slots
-//! sampled last. Two steps are in flight ([`model`]); those that only decode are recorded once and
-//! given to the device as one ([`recordings`]).
+//! The host says what a step is in one block of words (`step`), and reads what was drawn. All else
+//! stays on the device: weights (`keep`), activations (`workspace`), block tables and what slots
+//! sampled last. Two steps are in flight (`model`); those that only decode are recorded once and
+//! given to the device as one (`recordings`).
 
 mod keep;
 mod layers;
