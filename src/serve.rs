@@ -260,7 +260,7 @@ fn router_config(args: ServeArgs, address: SocketAddr, started: Instant) -> Rout
         payload_limit: usize::try_from(args.limits.payload_limit).unwrap_or(usize::MAX),
     };
     let engine = EngineConfig {
-        max_batch_tokens: args.model.max_batch_prefill_tokens,
+        max_prefill_tokens: args.model.max_batch_prefill_tokens,
         max_batch_size: args.model.max_batch_size,
         prefix_caching: args.prefix_caching,
         resume_timeout: args.timeouts.resume_timeout,

@@ -130,7 +130,7 @@ fn load(
         device_memory_fraction: args.cuda_memory_fraction,
         block_size: BLOCK_SIZE,
         max_slots: args.max_batch_size,
-        max_batch_tokens: args.max_batch_prefill_tokens.unwrap_or(MAX_BATCH_TOKENS),
+        max_batch_tokens: batch_tokens(args).unwrap_or(MAX_BATCH_TOKENS),
         max_model_len: args.max_total_tokens,
     };
     match place {
@@ -142,6 +142,12 @@ fn load(
     }
 }
 
+/// Tokens of a step, if the user has said how many of them prompts may have: every sequence may
+/// decode beside them.
+fn batch_tokens(args: &ModelArgs) -> Option<u32> {
+    args.max_batch_prefill_tokens.map(|tokens| tokens.saturating_add(args.max_batch_size))
+}
+
 /// Reads `key=value` pairs, separated by commas; what is not named follows the other flags.
 fn mock_config(settings: &str, args: &ModelArgs) -> Result<MockConfig, LoadError> {
     let mut config = MockConfig {
@@ -149,7 +155,7 @@ fn mock_config(settings: &str, args: &ModelArgs) -> Result<MockConfig, LoadError
         max_slots: args.max_batch_size,
         ..MockConfig::default()
     };
-    config.max_batch_tokens = args.max_batch_prefill_tokens.unwrap_or(config.max_batch_tokens);
+    config.max_batch_tokens = batch_tokens(args).unwrap_or(config.max_batch_tokens);
     config.max_model_len = args.max_total_tokens.unwrap_or(config.max_model_len);
     for setting in settings.split(',').filter(|setting| !setting.is_empty()) {
         let wrong = |reason: &str| LoadError::Invalid {

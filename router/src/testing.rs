@@ -94,7 +94,7 @@ pub(crate) fn worker_info() -> WorkerInfo {
         block_size: 16,
         max_slots: 64,
         max_batch_tokens: 512,
-        timed_batch_tokens: 512,
+        timed_prefill_tokens: 512,
         eos_token_ids: vec![EOS],
         ..WorkerInfo::default()
     }
@@ -102,7 +102,7 @@ pub(crate) fn worker_info() -> WorkerInfo {
 
 pub(crate) fn engine_config() -> EngineConfig {
     EngineConfig {
-        max_batch_tokens: None,
+        max_prefill_tokens: None,
         max_batch_size: 64,
         prefix_caching: true,
         resume_timeout: Duration::from_secs(60),

@@ -57,7 +57,7 @@ impl Description {
             block_size: plan.block_size as u32,
             max_slots: options.max_slots.max(1),
             max_batch_tokens: options.max_batch_tokens.max(1),
-            timed_batch_tokens: 0,
+            timed_prefill_tokens: 0,
             cache_groups: cache_groups(plan),
             eos_token_ids: self.eos_token_ids.clone(),
             has_unblocked_state: false,

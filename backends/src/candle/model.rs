@@ -92,8 +92,8 @@ impl CandleModel {
         progress.begin("timing a step");
         let last = |batch: &Batch<'_>| batch.ids.len() as u32 - 1;
         let compute = |batch: &Batch<'_>| model.logits(batch, &[last(batch)]).map(drop);
-        let timed = timing::batch_tokens(&model.info, compute).map_err(device_error)?;
-        model.info.timed_batch_tokens = timed;
+        let timed = timing::prefill_tokens(&model.info, compute).map_err(device_error)?;
+        model.info.timed_prefill_tokens = timed;
         startup.end(Stage::Timing);
         startup.tell(&loaded);
         Ok(model)

@@ -1,24 +1,32 @@
-//! How many tokens a step can compute in about 100 ms: timed at start, on the machine itself.
+//! How many tokens of prompts a step can compute in about 300 ms: timed at start, on the machine
+//! itself.
 //!
-//! One prompt of 16 tokens is timed, then of 32, and so on, until a step takes a quarter of the
-//! time or the limit is reached; the answer is what fits in proportion. Stopping at a quarter keeps
-//! the whole measurement well under 150 ms for small models, and at the first length for large
-//! ones. The time decides only how long steps are, never what is computed.
+//! By so much do prompts delay those who decode, at most. It must be well above what the decoding of
+//! many takes itself (on two cores 130 ms for 32 sequences of a model of 0.6 B parameters): else
+//! prompts come in more slowly than answers go out, first tokens wait for seconds, and the batch
+//! that decodes is never full.
+//!
+//! One prompt of 16 tokens is timed, then of 32, and so on, until it takes long enough to tell or
+//! the limit is reached; the answer is what fits in proportion. The whole measurement stays well
+//! under 150 ms for small models, and at the first length for large ones. The time decides only how
+//! long steps are, never what is computed.
 
 use crate::{Batch, BatchRow, Sequence};
 use millstream_proto::WorkerInfo;
 use std::time::{Duration, Instant};
 
-/// What a full step should take at most.
-const STEP: Duration = Duration::from_millis(100);
+/// What the prompts of a step should take at most.
+const PROMPTS: Duration = Duration::from_millis(300);
+/// Long enough to tell what a token takes.
+const TELLING: Duration = Duration::from_millis(25);
 /// Never fewer: below this the overhead of a step outweighs what it computes.
 const AT_LEAST: u32 = 64;
 /// The first prompt.
 const FIRST: u32 = 16;
 
-/// Tokens that fit a step, between 64 (or the model's limit, if that is lower) and that limit.
-/// `compute` runs a batch of one row from beginning to end.
-pub(super) fn batch_tokens<E>(
+/// Tokens of prompts that fit a step, between 64 (or the model's limit, if that is lower) and that
+/// limit. `compute` runs a batch of one row from beginning to end.
+pub(super) fn prefill_tokens<E>(
     info: &WorkerInfo,
     mut compute: impl FnMut(&Batch<'_>) -> Result<(), E>,
 ) -> Result<u32, E> {
@@ -29,10 +37,10 @@ pub(super) fn batch_tokens<E>(
         let mut took = time(info, tokens, &mut compute)?;
         // What looks too long is timed again: the first step wakes threads and memory, and the
         // machine has other things to do. What is far too long is long.
-        if (STEP / 4..STEP * 5).contains(&took) {
+        if (TELLING..TELLING * 20).contains(&took) {
             took = took.min(time(info, tokens, &mut compute)?);
         }
-        if took >= STEP / 4 || tokens == largest {
+        if took >= TELLING || tokens == largest {
             return Ok(fit(tokens, took, limit));
         }
         tokens = (tokens * 2).min(largest);
@@ -46,9 +54,9 @@ fn cache_tokens(info: &WorkerInfo) -> u32 {
     blocks.unwrap_or(0).saturating_mul(info.block_size)
 }
 
-/// The tokens of a step if `tokens` of them took this long.
+/// The tokens of a step's prompts if `tokens` of them took this long.
 fn fit(tokens: u32, took: Duration, limit: u32) -> u32 {
-    let per_step = STEP.as_secs_f64() / took.as_secs_f64().max(1e-9);
+    let per_step = PROMPTS.as_secs_f64() / took.as_secs_f64().max(1e-9);
     // A float-to-integer cast saturates.
     ((f64::from(tokens) * per_step) as u32).clamp(AT_LEAST.min(limit), limit)
 }
@@ -82,11 +90,11 @@ mod tests {
     #[test]
     fn a_budget_is_what_fits_a_step_within_its_bounds() {
         let cases = [
-            ((128, 50), 8192, 256),
-            ((128, 25), 8192, 512),
+            ((128, 50), 8192, 768),
+            ((128, 25), 8192, 1536),
             ((16, 2000), 8192, 64),
             ((16, 2000), 40, 40),
-            ((8192, 10), 8192, 8192),
+            ((8192, 30), 8192, 8192),
             ((8192, 0), 8192, 8192),
         ];
         for ((tokens, ms), limit, want) in cases {

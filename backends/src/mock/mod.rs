@@ -309,7 +309,7 @@ fn info(config: &MockConfig) -> WorkerInfo {
         block_size: config.block_size,
         max_slots: config.max_slots,
         max_batch_tokens: config.max_batch_tokens,
-        timed_batch_tokens: config.max_batch_tokens,
+        timed_prefill_tokens: config.max_batch_tokens,
         cache_groups: config.cache_groups.iter().map(group).collect(),
         eos_token_ids: vec![EOS],
         has_unblocked_state: false,

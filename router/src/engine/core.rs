@@ -21,8 +21,9 @@ use super::{Command, Event, FinishReason};
 /// What the engine may do, whatever the worker allows.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// Positions that one step computes at most; by default what the worker timed at its start.
-    pub max_batch_tokens: Option<u32>,
+    /// Positions of prompts that one step computes at most; by default what the worker timed at its
+    /// start.
+    pub max_prefill_tokens: Option<u32>,
     /// Sequences that run at once, if the worker allows as many.
     pub max_batch_size: u32,
     /// Whether sequences share the blocks of equal prefixes.
@@ -239,7 +240,7 @@ mod tests {
 
     fn config() -> EngineConfig {
         EngineConfig {
-            max_batch_tokens: None,
+            max_prefill_tokens: None,
             max_batch_size: 8,
             prefix_caching: true,
             resume_timeout: 30 * SECOND,
@@ -254,7 +255,7 @@ mod tests {
             block_size: 4,
             max_slots: 16,
             max_batch_tokens: 64,
-            timed_batch_tokens: 32,
+            timed_prefill_tokens: 32,
             cache_groups: vec![CacheGroup { num_blocks: 50, ..Default::default() }],
             world: 1,
             ..Default::default()

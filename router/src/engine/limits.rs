@@ -11,6 +11,9 @@ use super::core::EngineConfig;
 pub struct Limits {
     /// Positions that one step computes at most.
     pub max_batch_tokens: u32,
+    /// Of these, positions of prompts and of what is computed anew: everything but the next token of
+    /// a sequence that decodes.
+    pub max_prefill_tokens: u32,
     /// Sequences that run at once.
     pub max_slots: u32,
     /// Tokens per KV block, in every cache group.
@@ -63,9 +66,10 @@ pub(super) fn limits(config: &EngineConfig, info: &WorkerInfo) -> Result<Limits,
     // One sequence alone must always fit: where a group keeps all of it, its blocks are the limit.
     let full = groups.iter().filter(|group| group.window.is_none());
     let room = full.map(|group| group.num_blocks.saturating_mul(info.block_size)).min();
-    let wanted = config.max_batch_tokens.unwrap_or(info.timed_batch_tokens);
+    let wanted = config.max_prefill_tokens.unwrap_or(info.timed_prefill_tokens);
     let limits = Limits {
-        max_batch_tokens: wanted.max(1).min(info.max_batch_tokens),
+        max_batch_tokens: info.max_batch_tokens,
+        max_prefill_tokens: wanted.max(1).min(info.max_batch_tokens),
         max_slots: info.max_slots.min(config.max_batch_size),
         block_size: info.block_size,
         max_model_len: info.max_model_len.min(room.unwrap_or(u32::MAX)),
@@ -106,7 +110,7 @@ mod tests {
 
     fn config() -> EngineConfig {
         EngineConfig {
-            max_batch_tokens: None,
+            max_prefill_tokens: None,
             max_batch_size: 8,
             prefix_caching: true,
             resume_timeout: Duration::ZERO,
@@ -124,7 +128,7 @@ mod tests {
             block_size: 4,
             max_slots: 16,
             max_batch_tokens: 64,
-            timed_batch_tokens: 32,
+            timed_prefill_tokens: 32,
             cache_groups: vec![group(50, 0)],
             world: 1,
             ..Default::default()
@@ -139,10 +143,13 @@ mod tests {
     fn limits_are_the_smaller_of_worker_and_configuration() {
         let limits_of = |config: EngineConfig, info: WorkerInfo| limits(&config, &info).unwrap();
         let usual = limits_of(config(), info());
-        assert_eq!((usual.max_batch_tokens, usual.max_slots), (32, 8));
+        assert_eq!(
+            (usual.max_batch_tokens, usual.max_prefill_tokens, usual.max_slots),
+            (64, 32, 8)
+        );
         assert!(usual.prefix_caching && usual.max_model_len == 100);
-        let wide = EngineConfig { max_batch_tokens: Some(1000), ..config() };
-        assert_eq!(limits_of(wide, info()).max_batch_tokens, 64);
+        let wide = EngineConfig { max_prefill_tokens: Some(1000), ..config() };
+        assert_eq!(limits_of(wide, info()).max_prefill_tokens, 64);
         let long = limits_of(config(), WorkerInfo { max_model_len: 1000, ..info() });
         assert_eq!(long.max_model_len, 200, "one sequence must fit the blocks");
         let stateful = WorkerInfo { has_unblocked_state: true, ..info() };

@@ -287,7 +287,7 @@ impl Scheduler {
     /// Everything that lives as long as a worker's epoch begins anew.
     fn start_epoch(&mut self, limits: Limits) {
         self.past_evictions += self.num_evictions();
-        let (block_size, max_chunk) = (limits.block_size, limits.max_batch_tokens);
+        let (block_size, max_chunk) = (limits.block_size, limits.max_prefill_tokens);
         let group = |group: &GroupLimits| CacheGroup::new(*group, block_size, max_chunk);
         self.groups = limits.groups.iter().map(group).collect();
         // A running sequence must find room for its next token in every step.

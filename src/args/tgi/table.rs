@@ -89,7 +89,7 @@ pub(super) const TABLE: &[Variable] = &[
     honoured("MAX_INPUT_LENGTH", "together with MAX_INPUT_TOKENS it is an error, as in TGI"),
     honoured("MAX_TOTAL_TOKENS", ""),
     ignored("WAITING_SERVED_RATIO", Value("RATIO"), STEPS),
-    honoured("MAX_BATCH_PREFILL_TOKENS", "tokens of one step, decoding included"),
+    honoured("MAX_BATCH_PREFILL_TOKENS", "tokens of prompts in one step"),
     ignored(
         "MAX_BATCH_TOTAL_TOKENS",
         Value("TOKENS"),

@@ -79,13 +79,13 @@ pub(super) fn load(
 
     progress.begin("timing a step");
     let info = model.info.clone();
-    let timed = timing::batch_tokens(&info, |batch: &Batch<'_>| {
+    let timed = timing::prefill_tokens(&info, |batch: &Batch<'_>| {
         model.begin(batch);
         model.sample(batch);
         model.finish();
         Ok::<_, LoadError>(())
     })?;
-    model.info.timed_batch_tokens = timed;
+    model.info.timed_prefill_tokens = timed;
     model.reset();
     startup.end(Stage::Timing);
     startup.tell(&loaded);

@@ -121,7 +121,7 @@ fn the_info_says_what_was_loaded() {
     assert_eq!((info.max_model_len, info.vocab_size, info.block_size), (128, 80, 16));
     assert_eq!((info.dtype.as_str(), info.num_parameters), ("f32", 26_784));
     assert_eq!(info.eos_token_ids, [2, 5]);
-    assert!((64..=8192).contains(&info.timed_batch_tokens), "{}", info.timed_batch_tokens);
+    assert!((64..=8192).contains(&info.timed_prefill_tokens), "{}", info.timed_prefill_tokens);
     // 2 layers, K and V, 2 heads of 16, 4 bytes: 1 MiB holds 128 blocks of 16 tokens.
     let group = CacheGroup { num_layers: 2, bytes_per_token: 512, window: 0, num_blocks: 128 };
     assert_eq!(info.cache_groups, [group]);

@@ -1,9 +1,10 @@
-//! The next step: decodes first, then prompts, within one budget of tokens.
+//! The next step: decodes first, then prompts, within a budget of tokens of their own.
 //!
-//! While others wait for prompt compute, one prompt takes at most half of what the decodes leave;
-//! what nobody else can use goes to the oldest. Every running sequence first gets room for one
-//! position, the oldest first; only then are rows made longer and others admitted, so nobody is
-//! preempted who stands in the step.
+//! So decodes take nothing from prompts: however many there are, first tokens keep coming. While
+//! others wait for prompt compute, a prompt that would not end in this step takes at most half of
+//! that budget; what nobody else can use goes to the oldest. Every running sequence first gets room
+//! for one position, the oldest first; only then are rows made longer and others admitted, so nobody
+//! is preempted who stands in the step.
 
 use std::time::Duration;
 
@@ -118,12 +119,11 @@ impl Scheduler {
     fn plan_prompts(&mut self, draft: &mut Draft) {
         let mut prompts = std::mem::take(&mut draft.prompts);
         let is_contended = prompts.len() + self.waiting.len() > 1;
-        let share = if is_contended { draft.budget.div_ceil(2) } else { draft.budget };
-        let mut left = draft.budget;
-        for Prompt { index, len } in &mut prompts {
-            let wanted = self.sequences.get(*index).debt().min(share).min(left);
-            *len = self.reach(draft, *index, wanted);
-            left -= *len;
+        let budget = draft.budget.min(self.limits.max_prefill_tokens as usize);
+        let share = if is_contended { budget.div_ceil(2) } else { budget };
+        let mut left = budget;
+        for prompt in &mut prompts {
+            self.give(draft, prompt, share, &mut left);
         }
         self.admit(draft, &mut prompts, share, &mut left);
         for Prompt { index, len } in prompts {
@@ -138,6 +138,14 @@ impl Scheduler {
             self.stats.prompt_tokens += reached.min(prompt_left) as u64;
             draft.push_row(index, sequence, reached);
         }
+    }
+
+    /// Gives a prompt what ends it, or its share.
+    fn give(&mut self, draft: &mut Draft, prompt: &mut Prompt, share: usize, left: &mut usize) {
+        let debt = self.sequences.get(prompt.index).debt();
+        let wanted = if debt <= *left { debt } else { share.min(*left) };
+        prompt.len = self.reach(draft, prompt.index, wanted);
+        *left -= prompt.len;
     }
 
     /// Admits waiting sequences while there is budget and room.
@@ -163,12 +171,11 @@ impl Scheduler {
                         .running
                         .partition_point(|&other| self.sequences.get(other).arrival < arrival);
                     self.running.insert(place_running, index);
-                    let wanted = self.sequences.get(index).debt().min(share).min(*left);
-                    let len = self.reach(draft, index, wanted);
-                    *left -= len;
-                    prompts.push(Prompt { index, len });
+                    let mut prompt = Prompt { index, len: 0 };
+                    self.give(draft, &mut prompt, share, left);
                     #[cfg(test)]
-                    self.plant_hit_within_step(index, len);
+                    self.plant_hit_within_step(index, prompt.len);
+                    prompts.push(prompt);
                 }
                 Admission::PassedBy => place += 1,
                 Admission::Blocked => return,

@@ -21,6 +21,7 @@ const NOW: Duration = Duration::ZERO;
 fn limits(max_batch_tokens: u32, num_blocks: u32) -> Limits {
     Limits {
         max_batch_tokens,
+        max_prefill_tokens: max_batch_tokens,
         max_slots: 8,
         block_size: 4,
         groups: vec![GroupLimits { num_blocks, window: None }],

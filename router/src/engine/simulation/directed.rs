@@ -11,7 +11,7 @@ fn small_config() -> MockConfig {
         cache_groups: vec![MockGroup::full(14)],
         max_slots: 4,
         max_model_len: 40,
-        max_batch_tokens: 12,
+        max_batch_tokens: 8,
         eos_every: Some(30),
         ..MockConfig::default()
     }
@@ -91,7 +91,7 @@ fn for_every_kill_point_the_texts_are_the_undisturbed_texts() {
 
 #[test]
 fn for_every_kill_point_the_texts_with_windows_are_the_undisturbed_texts() {
-    let window = MockGroup { num_blocks: 9, window: Some(7) };
+    let window = MockGroup { num_blocks: 10, window: Some(7) };
     let cache_groups = vec![MockGroup::full(14), window];
     let config = MockConfig { cache_groups, ..small_config() };
     for kind in [Kind::OneByOne, Kind::Overlapping] {

@@ -391,7 +391,7 @@ fn request(prompt: &[u32], max_tokens: u32) -> NewSequence {
 
 fn engine_config() -> EngineConfig {
     EngineConfig {
-        max_batch_tokens: None,
+        max_prefill_tokens: None,
         max_batch_size: 64,
         prefix_caching: true,
         resume_timeout: Duration::from_secs(60),

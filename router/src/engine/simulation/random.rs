@@ -115,7 +115,11 @@ impl Life {
             ..MockConfig::default()
         };
         let prefixes = (0..3).map(|_| text(&mut rng, 40)).collect();
-        let engine = EngineConfig { prefix_caching: rng.random_bool(0.9), ..engine_config() };
+        let engine = EngineConfig {
+            max_prefill_tokens: rng.random_bool(0.5).then(|| rng.random_range(1..=20)),
+            prefix_caching: rng.random_bool(0.9),
+            ..engine_config()
+        };
         let kind = if rng.random() { Kind::Overlapping } else { Kind::OneByOne };
         // Two deaths are nobody's fault; more of them bring the fence into play.
         let deaths_left = if seed % 8 == 7 { 12 } else { rng.random_range(0..=2) };

@@ -12,7 +12,7 @@ fn after_a_loss_everything_waits_in_the_order_of_arrival_and_goes_on() {
     harness.scheduler.check_integrity().unwrap();
     assert_eq!(harness.scheduler.stats().waiting, 3);
     harness.scheduler.use_worker(limits, NOW);
-    assert_eq!(harness.send(), "1 0+4, 2 0+4");
+    assert_eq!(harness.send(), "1 0+5, 2 0+3");
     assert_eq!(harness.scheduler.in_flight[0].step, 1, "steps are numbered per epoch");
 }
 

@@ -14,6 +14,22 @@ fn one_prompt_takes_at_most_half_of_the_budget_while_others_wait() {
 }
 
 #[test]
+fn a_prompt_that_ends_in_the_step_takes_more_than_half() {
+    check(limits(8, 32), vec![prompt(1, 6), prompt(2, 20)], "1 0+6, 2 0+2\n1 6+1, 2 2+7");
+}
+
+#[test]
+fn decodes_take_nothing_from_the_prompts() {
+    let limits = Limits { max_prefill_tokens: 6, ..limits(8, 32) };
+    let requests = vec![prompt(1, 3), prompt(2, 3), prompt(3, 20)];
+    check(limits.clone(), requests, "1 0+3, 2 0+3\n1 3+1, 2 3+1, 3 0+6\n1 4+1, 2 4+1, 3 6+6");
+    // Unless the worker computes no more in a step.
+    let limits = Limits { max_batch_tokens: 7, ..limits };
+    let requests = vec![prompt(1, 3), prompt(2, 3), prompt(3, 20)];
+    check(limits, requests, "1 0+3, 2 0+3\n1 3+1, 2 3+1, 3 0+5");
+}
+
+#[test]
 fn what_nobody_else_can_use_goes_to_the_oldest_prompt() {
     check(limits(8, 32), vec![prompt(1, 20), prompt(2, 2)], "1 0+6, 2 0+2\n2 2+1, 1 6+7");
 }
