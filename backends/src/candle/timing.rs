@@ -6,7 +6,7 @@
 //! prompts come in more slowly than answers go out, first tokens wait for seconds, and the batch
 //! that decodes is never full.
 //!
-//! One prompt of 16 tokens is timed, then of 32, and so on, until it takes long enough to tell or
+//! One prompt of 32 tokens is timed, then of 64, and so on, until it takes long enough to tell or
 //! the limit is reached; the answer is what fits in proportion. The whole measurement stays well
 //! under 150 ms for small models, and at the first length for large ones. The time decides only how
 //! long steps are, never what is computed.
@@ -21,8 +21,8 @@ const PROMPTS: Duration = Duration::from_millis(300);
 const TELLING: Duration = Duration::from_millis(25);
 /// Never fewer: below this the overhead of a step outweighs what it computes.
 const AT_LEAST: u32 = 64;
-/// The first prompt.
-const FIRST: u32 = 16;
+/// The first prompt: a shorter one reads the weights for too few tokens to tell what one takes.
+const FIRST: u32 = 32;
 
 /// Tokens of prompts that fit a step, between 64 (or the model's limit, if that is lower) and that
 /// limit. `compute` runs a batch of one row from beginning to end.
@@ -92,8 +92,8 @@ mod tests {
         let cases = [
             ((128, 50), 8192, 768),
             ((128, 25), 8192, 1536),
-            ((16, 2000), 8192, 64),
-            ((16, 2000), 40, 40),
+            ((32, 2000), 8192, 64),
+            ((32, 2000), 40, 40),
             ((8192, 30), 8192, 8192),
             ((8192, 0), 8192, 8192),
         ];

@@ -98,7 +98,12 @@ impl Shell {
     async fn run(mut self) {
         loop {
             let Some(connection) = self.connect().await else { return };
-            info!(epoch = connection.epoch, model = %connection.info.fingerprint, "worker ready");
+            info!(
+                epoch = connection.epoch,
+                model = %connection.info.fingerprint,
+                timed_prefill_tokens = connection.info.timed_prefill_tokens,
+                "worker ready"
+            );
             self.inbox.state.send_replace(EngineState::Ready(connection.info.clone()));
             let (epoch, info) = (connection.epoch, connection.info.clone());
             self.tell(Input::Connected { epoch, info: info.clone() });

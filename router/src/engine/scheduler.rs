@@ -130,6 +130,8 @@ pub struct Scheduler {
     last_step: u64,
     /// When the output before the oldest step in flight was read.
     last_output_at: Duration,
+    /// How long the last step took whose output was read.
+    step_time: Duration,
     next_arrival: u64,
     /// The counters; the gauges are filled in when asked for.
     stats: Stats,
@@ -158,6 +160,7 @@ impl Scheduler {
             pending: Vec::new(),
             last_step: 0,
             last_output_at: Duration::ZERO,
+            step_time: Duration::ZERO,
             next_arrival: 0,
             stats: Stats::default(),
             past_evictions: 0,
@@ -296,6 +299,7 @@ impl Scheduler {
         self.releases.clear();
         self.in_flight.clear();
         self.last_step = 0;
+        self.step_time = Duration::ZERO;
         self.limits = limits;
     }
 

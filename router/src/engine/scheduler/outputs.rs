@@ -40,7 +40,9 @@ impl Scheduler {
     pub fn update(&mut self, output: &StepOutput, now: Duration) -> Result<Vec<Event>, String> {
         let plan = self.in_flight.front().ok_or("an output came while no step was in flight")?;
         check_shape(plan, output)?;
-        let Plan { rows, trusted, .. } = self.in_flight.pop_front().expect("there is a plan");
+        let plan = self.in_flight.pop_front().expect("there is a plan");
+        let Plan { sent_at, rows, trusted, .. } = plan;
+        self.step_time = now.saturating_sub(sent_at.max(self.last_output_at));
         self.last_output_at = now;
         let mut events = std::mem::take(&mut self.pending);
         events.reserve(rows.len());

@@ -22,6 +22,11 @@ use crate::engine::sequence::Sequence;
 /// long sequences come back at once.
 const MAX_ADD_BYTES: usize = 16 << 20;
 
+/// Where steps take longer, the next one is planned when the last one is done. The worker then waits
+/// for the way to the router and back, well under a hundredth of the time; and a request that comes
+/// meanwhile is in the next step, not in the one after it.
+const LONG_STEP: Duration = Duration::from_millis(100);
+
 /// A step in the making.
 #[derive(Default)]
 pub(super) struct Draft {
@@ -51,11 +56,13 @@ enum Admission {
 }
 
 impl Scheduler {
-    /// The next step, or `None` when there is nothing to run or two steps are in flight.
+    /// The next step, or `None` when there is nothing to run or enough is in flight: two steps, or one
+    /// where steps take long.
     ///
     /// The caller fills in epoch and deadline.
     pub fn schedule(&mut self, now: Duration) -> Option<Step> {
-        if self.in_flight.len() >= MAX_STEPS_IN_FLIGHT {
+        let most = if self.step_time > LONG_STEP { 1 } else { MAX_STEPS_IN_FLIGHT };
+        if self.in_flight.len() >= most {
             return None;
         }
         self.free_behind_windows();

@@ -72,6 +72,29 @@ fn two_steps_are_in_flight_and_decodes_stand_in_both() {
 }
 
 #[test]
+fn where_steps_take_long_what_comes_meanwhile_stands_in_the_next_one() {
+    let at = Duration::from_millis;
+    let mut harness = Harness::new(limits(8, 32), vec![prompt(1, 2)]);
+    let send = |harness: &mut Harness, ms| {
+        harness.scheduler.schedule(at(ms)).map(|step| step.row_slot.len())
+    };
+    assert_eq!([send(&mut harness, 0), send(&mut harness, 0)], [Some(1), Some(1)]);
+    for ms in [150, 300] {
+        let output = harness.output();
+        harness.scheduler.update(&output, at(ms)).unwrap();
+        assert_eq!(send(&mut harness, ms), (ms == 300).then_some(1), "one is in flight at {ms}");
+    }
+    let (id, request) = prompt(2, 2);
+    harness.scheduler.add(SequenceId(id), request, at(310));
+    assert_eq!(send(&mut harness, 310), None);
+    let output = harness.output();
+    harness.scheduler.update(&output, at(390)).unwrap();
+    // That one took 90 ms: two may be in flight again.
+    assert_eq!([send(&mut harness, 390), send(&mut harness, 390)], [Some(2), Some(2)]);
+    assert_eq!(send(&mut harness, 390), None);
+}
+
+#[test]
 fn the_youngest_is_preempted_and_comes_back_with_its_tokens() {
     let expected = "1 0+4, 2 0+4\n1 4+1, 2 4+1\n1 5+1, 2 5+1\n1 6+1, 2 6+1\n1 7+1, 2 7+1\n\
                     !2, 1 8+1\n1 9+1";
