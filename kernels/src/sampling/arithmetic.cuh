@@ -1,5 +1,5 @@
-// What the sampler computes of one token, to the bit as the processor's does (backends/src/sampling:
-// weights.rs, rank.rs, typical.rs, penalties.rs, philox.rs, which give the reasons).
+// What the sampler computes of one token, to the bit as the processor's does: weights.rs, rank.rs,
+// typical.rs, penalties.rs and philox.rs of backends/src/sampling, which give the reasons.
 //
 // Sums are of whole numbers, so their order is free. What is rounded is rounded in the same places:
 // no product is fused with a sum, and no function of the C library decides anything.
@@ -50,7 +50,8 @@ __device__ __forceinline__ double exp_scaled(double x) {
     return x < -40.0 ? 0.0 : __dmul_rn(series, power);
 }
 
-// Where the weight is 0 for certain: exp(-27.73) is 2^-40, and the rest is room for rounding in f32.
+// The depth from which on the weight is 0 for certain: exp(-27.73) is 2^-40, and the rest is room
+// for rounding in f32.
 constexpr float WINDOW = 27.8f;
 
 // What tokens weigh at a temperature.

@@ -1,7 +1,7 @@
 // Cuts through the tokens in an order of rank, without sorting them.
 //
-// A cut keeps the fewest tokens, highest rank first, that measure what is needed together; a measure
-// is a weight, or 1. The search makes a histogram of what the tokens measure, by value (a rank
+// A cut keeps the fewest tokens, highest rank first, that measure what is needed together; what a
+// token measures is its weight, or 1. The search makes a histogram of that, by value (a rank
 // without its id), finds the bin in which the sum from above reaches what is needed, and goes on
 // with the values of that bin; it ends when all of the bin is needed. Among tokens of one value the
 // smaller ids rank higher, and the sum is taken in the order of ids.

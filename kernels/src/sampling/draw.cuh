@@ -1,8 +1,8 @@
 // The draw of one row's token, once its logits have been looked at.
 //
 // What is left by the filters is known by few numbers (`Kept`), so that every pass tells by itself
-// what a token weighs. Where other blocks have looked at parts of the row, and weighed them, what they
-// found (`Findings`) stands for two passes of this block.
+// what a token weighs. Where other blocks have looked at parts of the row, and weighed them, what
+// they found (`Findings`) stands for two passes of this block.
 #pragma once
 
 #include "cut.cuh"
@@ -28,7 +28,8 @@ struct Row {
     }
     // Whether one block does everything: others would spare it little.
     __device__ bool is_for_one_block(int vocab_size) const {
-        return num_top != NONE || (top_k > 0 && top_k < vocab_size) || typical_p < 1;
+        bool has_filter = (top_k > 0 && top_k < vocab_size) || typical_p < 1;
+        return num_top != NONE || (temperature > 0 && has_filter);
     }
     __device__ Goal nucleus() const { return {Goal::WEIGHT, 0, top_p}; }
     // The least weight that stays.

@@ -1,6 +1,6 @@
-//! Sampling on the GPU: from logits to tokens, by the rules of the worker's sampler, which stand with
-//! its processor version, and to the same tokens: every number that decides is computed with the
-//! same bits, and sums are of whole numbers. Log-probabilities are as near as f32 sums are.
+//! Sampling on the GPU: from logits to tokens, by the rules of the worker's sampler, which stand
+//! with its processor version, and to the same tokens: every number that decides is computed with
+//! the same bits, and sums are of whole numbers. Log-probabilities agree to 1e-5.
 //!
 //! [`draw`] gives one token per row, [`score`] the log-probability of a given token per row; what
 //! they find lies in the device's memory until somebody copies it, as words that [`outcome`] reads.
@@ -386,8 +386,8 @@ fn one_block_a_row(num_rows: usize, vocab_size: i32) -> Launch {
     Launch { grid: [num_rows as u32, 1, 1], block: threads(vocab_size), shared: 0 }
 }
 
-/// Into how many parts rows are cut: four blocks for each multiprocessor end at about the same time,
-/// and a part has a token for each thread at least.
+/// Into how many parts rows are cut: with four blocks for each multiprocessor, all end at about the
+/// same time; and a part has a token for each thread at least.
 fn parts(gpu: &Gpu, num_rows: usize, vocab_size: usize) -> u32 {
     let parts = (4 * gpu.multiprocessors() as usize).div_ceil(num_rows.max(1));
     parts.min(vocab_size.div_ceil(512)).min(MAX_PARTS) as u32

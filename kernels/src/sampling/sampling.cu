@@ -1,9 +1,9 @@
-// Logits to tokens: the rules, and their order, are those of backends/src/sampling/mod.rs, and so is
-// every bit of what decides. Nothing is sorted but short lists, and no logits leave the device.
+// Logits to tokens: the rules, and their order, are those of backends/src/sampling/mod.rs, and so
+// is every bit of what decides. Nothing is sorted but short lists, and no logits leave the device.
 //
 // sampling_draw: one token per row.
 //   grid (R)   block (64..512, a power of 2)   shared 33 KiB
-//   One block has a row of V logits, and passes over it, through L2, as often as its parameters ask:
+//   One block has a row of V logits, and passes over it, through L2, as often as it is asked for:
 //     greedy             1: the largest logit
 //     temperature        2: + the weights, of which one warp's share is then looked at again
 //     top_k              2: + a gathering of the likeliest into shared memory, for all the rest
@@ -191,8 +191,7 @@ KERNEL(512) sampling_weigh(float* logits, int width, int vocab_size, const Row* 
 KERNEL(512) sampling_draw(float* logits, int width, int vocab_size, const Row* rows,
                           uint32_t* lists, const uint32_t* masks, uint32_t* counts,
                           const Findings* all_findings, unsigned num_parts,
-                          uint32_t* last_token,
-                          Outcome* outcomes) {
+                          uint32_t* last_token, Outcome* outcomes) {
     __shared__ Shared shared;
     const Row& row = rows[blockIdx.x];
     if (row.slot == NONE) return;
