@@ -40,7 +40,6 @@ fn main() -> anyhow::Result<()> {
         dtype: Some(dtype),
         quantize,
         kv_cache_memory: Some(2 << 30),
-        max_model_len: Some(4096),
         ..LoadOptions::default()
     };
     let begin = Instant::now();
