@@ -21,6 +21,7 @@ const NUM_WARM_UP_STEPS: usize = 100;
 fn main() {
     let mut scheduler = Scheduler::new(Limits {
         max_batch_tokens: NUM_SEQUENCES * MAX_PROMPT_LEN,
+        max_prefill_tokens: NUM_SEQUENCES * MAX_PROMPT_LEN,
         max_slots: NUM_SEQUENCES,
         block_size: BLOCK_SIZE,
         groups: vec![GroupLimits { num_blocks: 1 << 17, window: None }],

@@ -2,12 +2,14 @@
 //! wherever it computes.
 
 use super::cache::{self, CachePlan};
+use super::decoder::Decoder;
 use super::spec::{self, ModelSpec};
 use super::vocabulary::Vocabulary;
-use super::weights::Loaded;
+use super::weights::keep::Keep;
+use super::weights::{Loaded, Weights};
 use super::{LoadOptions, Quantization, families};
 use crate::grammar::Grammars;
-use crate::{LoadError, ModelSource};
+use crate::{LoadError, ModelSource, Progress};
 use candle_core::DType;
 use millstream_proto::{CacheGroup, WorkerInfo};
 use sha2::{Digest, Sha256};
@@ -39,16 +41,35 @@ impl Description {
         Ok(Self { spec, max_model_len, vocab_size, eos_token_ids, grammars, stated_dtype })
     }
 
-    /// What a worker tells of the model, with these weights in `precision` and a cache of `plan`;
-    /// how many tokens a step takes in good time is still to be measured.
+    /// Reads the weights, keeps them as `keep` says for the dtype that they are computed in, and
+    /// composes the model of them.
+    pub(super) fn load<K: Keep>(
+        &mut self,
+        source: &ModelSource,
+        options: &LoadOptions,
+        progress: &Progress,
+        keep: impl FnOnce(DType) -> Result<K, LoadError>,
+    ) -> Result<(Decoder<K>, Loaded), LoadError> {
+        let stated_dtype = self.stated_dtype.as_deref();
+        let mut weights = Weights::open(source, stated_dtype, options, progress, keep)?;
+        let spec = &mut self.spec;
+        let names = weights.names(spec.layout, spec.layers.len());
+        spec.head.tied |= spec.layout.tied_unless_stored && !weights.has(&names.head());
+        let decoder = Decoder::load(spec, &mut weights, self.max_model_len)?;
+        let loaded = weights.finish(&names, spec.head.tied)?;
+        Ok((decoder, loaded))
+    }
+
+    /// What a worker tells of the model, with these weights and a cache of `plan`; how many tokens a
+    /// step takes in good time is still to be measured.
     pub(super) fn info(
         &self,
         plan: &CachePlan,
         loaded: &Loaded,
-        precision: String,
         options: &LoadOptions,
     ) -> WorkerInfo {
         let (spec, vocab_size) = (&self.spec, self.vocab_size);
+        let precision = precision(loaded, options.quantize);
         WorkerInfo {
             fingerprint: fingerprint(spec, &precision, vocab_size, loaded),
             build: env!("CARGO_PKG_VERSION").into(),
@@ -110,18 +131,14 @@ fn cache_groups(plan: &CachePlan) -> Vec<CacheGroup> {
 }
 
 /// What the weights are computed in, in words.
-pub(super) fn precision(
-    dtype: DType,
-    quantize: Option<Quantization>,
-    keeps_blocks: bool,
-) -> String {
-    let dtype = match dtype {
+fn precision(loaded: &Loaded, quantize: Option<Quantization>) -> String {
+    let dtype = match loaded.dtype {
         DType::F32 => "f32",
         DType::F16 => "f16",
         _ => "bf16",
     };
     match quantize {
-        None if keeps_blocks => format!("{dtype} beside blocks as stored"),
+        None if loaded.keeps_blocks => format!("{dtype} beside blocks as stored"),
         None => dtype.to_owned(),
         Some(Quantization::Int8) => format!("{dtype} weights in int8"),
         Some(Quantization::Int4) => format!("{dtype} weights in int4"),

@@ -7,11 +7,10 @@
 use super::cache::{self, CachePlan, KvCache};
 use super::clock::{Clock, Part};
 use super::decoder::Decoder;
-use super::description::{Description, precision};
+use super::description::Description;
 use super::layers::{GroupPass, Pass};
 use super::samplers::Samplers;
 use super::startup::{Stage, Startup};
-use super::weights::Weights;
 use super::weights::keep::Host;
 use super::workspace::Workspace;
 use super::{LoadOptions, device_error, timing};
@@ -57,25 +56,15 @@ impl CandleModel {
         let mut description = Description::read(source, options)?;
         startup.end(Stage::Configuration);
 
-        let stated_dtype = description.stated_dtype.as_deref();
-        let keep = |dtype| {
-            let unpacks = options.dtype.is_some();
-            Ok(Host { dtype, unpacks, quantize: options.quantize })
-        };
-        let mut weights = Weights::open(source, stated_dtype, options, progress, keep)?;
-        let spec = &mut description.spec;
-        let names = weights.names(spec.layout, spec.layers.len());
-        spec.head.tied |= spec.layout.tied_unless_stored && !weights.has(&names.head());
-        let dtype = weights.dtype();
-        let decoder = Decoder::load(spec, &mut weights, description.max_model_len)?;
-        let keeps_blocks = weights.keeps_blocks();
-        let loaded = weights.finish(&names, spec.head.tied)?;
+        let (unpacks, quantize) = (options.dtype.is_some(), options.quantize);
+        let keep = |dtype| Ok(Host { dtype, unpacks, quantize });
+        let (decoder, loaded) = description.load(source, options, progress, keep)?;
         startup.end(Stage::Weights);
 
         progress.begin("preparing the cache");
-        let plan = CachePlan::new(spec, dtype, options, cache::memory_budget(options))?;
-        let precision = precision(dtype, options.quantize, keeps_blocks);
-        let info = description.info(&plan, &loaded, precision, options);
+        let budget = cache::memory_budget(options);
+        let plan = CachePlan::new(&description.spec, loaded.dtype, options, budget)?;
+        let info = description.info(&plan, &loaded, options);
         let mut model = Self {
             info,
             decoder,

@@ -13,10 +13,9 @@ use super::workspace::{Limits, Workspace, max_items};
 use super::{cuda_error, kernel_error, memory};
 use crate::candle::cache::CachePlan;
 use crate::candle::decoder::Decoder;
-use crate::candle::description::{Description, precision};
+use crate::candle::description::Description;
 use crate::candle::spec::{CacheGroup, Mixer, ModelSpec};
 use crate::candle::startup::{Stage, Startup};
-use crate::candle::weights::Weights;
 use crate::candle::{LoadOptions, timing};
 use crate::pipeline::Pipeline;
 use crate::{Batch, LoadError, ModelSource, Progress};
@@ -52,15 +51,9 @@ pub(super) fn load(
     let mut description = Description::read(source, options)?;
     startup.end(Stage::Configuration);
 
-    let stated_dtype = description.stated_dtype.as_deref();
     let keep = |dtype| Device::new(&gpu, dtype);
-    let mut weights = Weights::open(source, stated_dtype, options, progress, keep)?;
-    let spec = &mut description.spec;
-    let names = weights.names(spec.layout, spec.layers.len());
-    spec.head.tied |= spec.layout.tied_unless_stored && !weights.has(&names.head());
-    let dtype = weights.dtype();
-    let decoder = Decoder::load(spec, &mut weights, description.max_model_len)?;
-    let loaded = weights.finish(&names, spec.head.tied)?;
+    let (decoder, loaded) = description.load(source, options, progress, keep)?;
+    let dtype = loaded.dtype;
     gpu.wait().map_err(cuda_error)?;
     startup.end(Stage::Weights);
 
@@ -72,7 +65,7 @@ pub(super) fn load(
     let plan = CachePlan::new(&description.spec, dtype, options, budget)?;
     model.cache = allocate(&gpu, &plan)?;
     model.recordings.clear();
-    model.info = description.info(&plan, &loaded, precision(dtype, None, false), options);
+    model.info = description.info(&plan, &loaded, options);
     model.grammars = description.grammars;
     model.prepare(model.recordings.largest()).map_err(kernel_error)?;
     startup.end(Stage::Cache);

@@ -32,6 +32,11 @@ pub(crate) trait Keep {
         "loading weights"
     }
 
+    /// Whether matrices that a file has in blocks stay so.
+    fn serves_blocks(&self) -> bool {
+        false
+    }
+
     /// A matrix.
     fn matrix(&mut self, rows: &Rows, role: Role) -> Result<Self::Matrix, LoadError>;
 
@@ -81,6 +86,10 @@ impl Keep for Host {
             Some(_) => "quantizing weights",
             None => "loading weights",
         }
+    }
+
+    fn serves_blocks(&self) -> bool {
+        !self.unpacks && self.quantize.is_none()
     }
 
     fn matrix(&mut self, rows: &Rows, role: Role) -> Result<LinearWeight, LoadError> {

@@ -68,6 +68,10 @@ pub(crate) struct Loaded {
     pub(crate) num_parameters: u64,
     /// Bytes that were read of files; 0 for random weights.
     pub(crate) num_bytes: u64,
+    /// See [`Weights::dtype`].
+    pub(crate) dtype: DType,
+    /// Whether matrices are served as a file has them, in blocks.
+    pub(crate) keeps_blocks: bool,
 }
 
 /// What a matrix is for, which decides how it may be kept.
@@ -303,22 +307,22 @@ impl<K: Keep> Weights<K> {
         for name in ignored {
             tracing::debug!(name, "tensor left unread");
         }
-        let digest = self.digest.finalize().into();
-        let (num_parameters, num_bytes) = (self.num_parameters, self.taken_bytes);
-        Ok(Loaded { digest, num_parameters, num_bytes })
+        Ok(Loaded {
+            keeps_blocks: self.keep.serves_blocks() && self.has_blocks(),
+            digest: self.digest.finalize().into(),
+            num_parameters: self.num_parameters,
+            num_bytes: self.taken_bytes,
+            dtype: self.dtype,
+        })
     }
-}
 
-impl Weights<Host> {
-    /// Whether matrices are served as a file has them, in blocks.
-    pub(crate) fn keeps_blocks(&self) -> bool {
+    /// Whether the checkpoint has matrices in blocks.
+    fn has_blocks(&self) -> bool {
         let in_blocks = |entry: &Entry| match &entry.format {
             Format::Gguf { kind, .. } => kind.grouping().is_some(),
             Format::Float(_) | Format::Bytes | Format::Other(_) => false,
         };
-        let has_blocks = |all: &Checkpoint| all.tensors.values().any(in_blocks);
-        let Host { unpacks, quantize, .. } = self.keep;
-        !unpacks && quantize.is_none() && self.checkpoint.as_ref().is_some_and(has_blocks)
+        self.checkpoint.as_ref().is_some_and(|all| all.tensors.values().any(in_blocks))
     }
 }
 
