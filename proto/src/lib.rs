@@ -22,5 +22,11 @@ pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Steps that may be in flight: sent, and not yet answered.
 pub const MAX_STEPS_IN_FLIGHT: usize = 2;
 
+/// Biases of one sequence.
+pub const MAX_BIASES: usize = 1024;
+
+/// Stop tokens of one sequence: those that a request names, and those that end the model's texts.
+pub const MAX_STOP_TOKENS: usize = 256;
+
 /// Name under which the worker reports itself to `grpc.health.v1`.
 pub const HEALTH_SERVICE: &str = "millstream.worker.v1.Worker";

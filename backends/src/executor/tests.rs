@@ -244,6 +244,22 @@ fn a_row_that_contradicts_what_is_known_fails_alone() {
             "exceeds max_batch_tokens by 4",
             plan().add(0, prompt(20)).blocks(0, &[0, 1, 2, 3, 4]).row(0, 0, 17, 0),
         ),
+        (
+            "1025 biases are more than 1024",
+            added().row(0, 0, 6, 1).with(|step| {
+                step.add[0].sampling = Some(Sampling {
+                    bias: vec![0.5; 1025],
+                    bias_token: vec![1; 1025],
+                    ..Sampling::default()
+                });
+            }),
+        ),
+        (
+            "257 stop tokens are more than 256",
+            added().row(0, 0, 6, 1).with(|step| {
+                step.add[0].stop_token_ids = vec![0; 257];
+            }),
+        ),
         ("adapters are not", added().row(0, 0, 6, 1).with(|step| step.add[0].adapter = "a".into())),
         (
             "nothing predicts the first token",

@@ -1,6 +1,8 @@
 //! What a step may ask of a sequence: the rules that an added sequence and a row must keep.
 
-use millstream_proto::{AddSequence, CONTINUE, CacheGroup, WorkerInfo};
+use millstream_proto::{
+    AddSequence, CONTINUE, CacheGroup, MAX_BIASES, MAX_STOP_TOKENS, WorkerInfo,
+};
 
 use super::{Entry, WireRow};
 use crate::model::RowFailure;
@@ -57,6 +59,14 @@ impl Limits {
         if let Some(token) = add.tokens.iter().find(|token| **token >= self.vocab_size) {
             let vocab_size = self.vocab_size;
             return refuse(format!("token {token} is beyond the vocabulary ({vocab_size})"));
+        }
+        let num_biases = add.sampling.as_ref().map_or(0, |sampling| sampling.bias.len());
+        if num_biases > MAX_BIASES {
+            return refuse(format!("{num_biases} biases are more than {MAX_BIASES}"));
+        }
+        let num_stops = add.stop_token_ids.len();
+        if num_stops > MAX_STOP_TOKENS {
+            return refuse(format!("{num_stops} stop tokens are more than {MAX_STOP_TOKENS}"));
         }
         // Ignoring any of these would change the text, or withhold what was asked for.
         if !add.adapter.is_empty() {

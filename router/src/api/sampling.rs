@@ -19,6 +19,7 @@
 //! Those that OpenAI does not have are named as in vLLM, `typical_p` as in TGI. In which order they
 //! apply is the worker's to say (`sampling` of `millstream-backends`).
 
+use millstream_proto::MAX_BIASES;
 use serde_json::Value;
 
 use super::error::ApiError;
@@ -29,7 +30,6 @@ use crate::text::{MAX_REPETITION_PENALTY, MAX_TEMPERATURE};
 
 /// Below this a division overflows, and the largest logit wins anyway.
 const GREEDY_BELOW: f64 = 1e-5;
-const MAX_LOGIT_BIAS: usize = 1024;
 
 /// Reads the fields. Whether log-probabilities are reported is the caller's to set.
 pub(super) fn read_sampling(
@@ -77,8 +77,8 @@ pub(super) fn read_sampling(
 
 fn read_logit_bias(fields: &mut Fields, vocab_size: u32) -> Result<(Vec<u32>, Vec<f32>), ApiError> {
     let Some(bias) = fields.object("logit_bias")? else { return Ok((Vec::new(), Vec::new())) };
-    if bias.len() > MAX_LOGIT_BIAS {
-        let rule = format!("must hold at most {MAX_LOGIT_BIAS} tokens, not {}", bias.len());
+    if bias.len() > MAX_BIASES {
+        let rule = format!("must hold at most {MAX_BIASES} tokens, not {}", bias.len());
         return Err(ApiError::field("logit_bias", rule));
     }
     let entry = |(key, value): (&String, &Value)| {

@@ -4,10 +4,10 @@
 use crate::grammar::{Constrained, Mask};
 use crate::{Batch, BatchRow, RowFailure, SampledLogprobs, SampledToken};
 use millstream_kernels::sampling::{Failure, Lists, MAX_TOP, NONE, Outcome, Row, Span, outcome};
+use millstream_proto::{MAX_BIASES, MAX_STOP_TOKENS};
 
-/// Words of the lists that a row may have at most: the API takes 1,024 biases and 128 stop tokens,
-/// and a model adds the few that end its texts.
-pub(crate) const MAX_LIST_WORDS: usize = 3 * 1024 + 256;
+/// Words of the lists that a row may have at most.
+pub(crate) const MAX_LIST_WORDS: usize = 3 * MAX_BIASES + MAX_STOP_TOKENS;
 
 /// How each row of a batch that samples does so.
 pub(crate) fn rows(batch: &Batch<'_>, lists: &mut Lists) -> Vec<Row> {
