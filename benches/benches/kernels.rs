@@ -18,9 +18,11 @@ use candle_core::{DType, Device, Tensor};
 use millstream_kernels::activation::{Activation, gated};
 use millstream_kernels::add::add;
 use millstream_kernels::embedding::{Table, embedding};
+use millstream_kernels::heads::{HeadNorm, Heads, Places, Scope, heads};
 use millstream_kernels::kv_cache;
 use millstream_kernels::linear::{LinearWeight, Quantization, grouped_linear, linear};
 use millstream_kernels::moe::{Grouping, Order, Routing, Score, combine, gather, route};
+use millstream_kernels::norm::{Norm, NormKind};
 use millstream_kernels::paged_attention::{AttentionParams, PagedBatch, paged_attention};
 use millstream_kernels::peak;
 use millstream_kernels::rms_norm::rms_norm;
@@ -42,6 +44,7 @@ fn main() -> Result<()> {
     bench.roofline();
     bench.linears()?;
     bench.attentions()?;
+    bench.heads()?;
     bench.experts()?;
     bench.rows()
 }
@@ -218,6 +221,9 @@ impl Bench {
         let name = format!(
             "attention {rows} x {new} at {context}, H={heads} K={kv_heads} D={head_size} {dtype:?}"
         );
+        if !name.contains(&self.filter) {
+            return Ok(());
+        }
         let blocks = context.div_ceil(16);
         let shape = [rows * blocks, kv_heads, 16, head_size];
         let (cache_k, cache_v) = (kv_cache::zeros(shape, dtype)?, kv_cache::zeros(shape, dtype)?);
@@ -245,6 +251,53 @@ impl Bench {
         self.line(&name, (bytes, 4 * rows * seen * heads * head_size), |_| {
             black_box(paged_attention(&q, &cache_k, &cache_v, &batch, &params)).expect("attention");
         });
+        Ok(())
+    }
+
+    /// Between projection and attention, of Qwen3-0.6B: decoding, and a prompt. Each call writes to
+    /// other blocks, as layers have a cache each.
+    fn heads(&self) -> Result<()> {
+        let [num_heads, kv_heads, head_size, blocks] = [16, 8, 128, 4096];
+        let inv_freq: Vec<f64> = (0..64).map(|i| 1e6f64.powf(-f64::from(i) / 64.0)).collect();
+        let table = RopeTable::new(&inv_freq, 1.0, 512);
+        let weight = random(&[head_size])?;
+        let norm = Norm { kind: NormKind::Rms, eps: 1e-6, weight: &weight };
+        let call = Heads {
+            heads: num_heads,
+            kv_heads,
+            head_size,
+            norms: Some([HeadNorm { norm, scope: Scope::PerHead }; 2]),
+            rope: Some((&table, RopeStyle::Half)),
+            query_scale: None,
+        };
+        // [rows, new tokens of each]
+        for [rows, new] in [[1, 1], [8, 1], [32, 1], [1, 512]] {
+            let name = format!("heads {rows} x {new} H=16 K=8 D=128 BF16");
+            let tokens = rows * new;
+            let row = (num_heads + 2 * kv_heads) * head_size;
+            let bytes = tokens * (row * 4 + (num_heads + kv_heads) * head_size * 4);
+            let bytes = bytes + tokens * 2 * kv_heads * head_size * 2;
+            if !name.contains(&self.filter) {
+                continue;
+            }
+            let shape = [blocks, kv_heads, 16, head_size];
+            let (cache_k, cache_v) =
+                (kv_cache::zeros(shape, DType::BF16)?, kv_cache::zeros(shape, DType::BF16)?);
+            let qkv = random(&[tokens, row])?;
+            let positions: Vec<u32> = (0..tokens as u32).map(|t| t % 512).collect();
+            let far = if new == 1 { 16 } else { 1 };
+            let calls: Vec<Vec<u32>> = (0..blocks as u32 * 16 / (far * tokens as u32))
+                .map(|call| {
+                    (0..tokens as u32).map(move |t| (call * tokens as u32 + t) * far + far / 2)
+                })
+                .map(Iterator::collect)
+                .collect();
+            self.line(&name, (bytes, 0), |number| {
+                let slot_mapping = &calls[number % calls.len()];
+                let places = Places { positions: &positions, slot_mapping };
+                heads(&qkv, &call, &places, [&cache_k, &cache_v]).expect("heads");
+            });
+        }
         Ok(())
     }
 
