@@ -105,6 +105,32 @@ impl Element for bf16 {
 
     #[inline(always)]
     fn narrow(from: &[f32], to: &mut [bf16]) {
-        to.convert_from_f32_slice(from);
+        for (from, to) in from.iter().zip(to) {
+            *to = round(*from);
+        }
+    }
+}
+
+/// [`bf16::from_f32`] without branches, so that a loop over it becomes vector code.
+#[inline(always)]
+fn round(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    // What would round to infinity may be NaN, whose first bits are kept, and one is set.
+    bf16::from_bits(if x.is_nan() { bits >> 16 | 0x40 } else { nearest } as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_is_rounded_as_half_rounds_it() {
+        for high in 0..=u16::MAX {
+            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let x = f32::from_bits(u32::from(high) << 16 | low);
+                assert_eq!(round(x).to_bits(), bf16::from_f32(x).to_bits(), "{x:e}");
+            }
+        }
     }
 }

@@ -87,7 +87,10 @@ impl HeadNorm<'_> {
         match self.scope {
             Scope::Whole => self.norm.in_place(s, x),
             Scope::PerHead => {
-                x.chunks_exact_mut(head_size).for_each(|head| self.norm.in_place(s, head));
+                // Not `for_each`: its closure would be compiled for the oldest processor.
+                for head in x.chunks_exact_mut(head_size) {
+                    self.norm.in_place(s, head);
+                }
             }
             Scope::EachHead => {
                 let weights = self.norm.weight.chunks_exact(head_size);
