@@ -182,8 +182,8 @@ impl Floats<'_> {
 /// `count` rows of `len` elements, `stride` elements apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
-    data: &'a [f32],
-    stride: usize,
+    pub(crate) data: &'a [f32],
+    pub(crate) stride: usize,
     pub(crate) len: usize,
     pub(crate) count: usize,
 }

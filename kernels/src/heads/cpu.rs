@@ -1,5 +1,6 @@
-//! Heads on the CPU: a token's row goes through all of it while it is in the first-level cache.
-//! Threads share out the tokens; each token has a slot of its own.
+//! Heads on the CPU: neighbours of a text, whose slots share the lines of a group, are written
+//! together, from the second-level cache at the latest. Threads share out the tokens; each token has
+//! a slot of its own.
 
 use super::{Heads, Places, Scope};
 use crate::element::Element;
@@ -8,6 +9,7 @@ use crate::norm::CpuNorm;
 use crate::parallel::{self, Disjoint};
 use crate::rope;
 use crate::simd::{Level, Simd, Task};
+use crate::view::Rows;
 
 /// A checked call.
 pub(super) struct Work<'a> {
@@ -49,33 +51,29 @@ impl<E: Element> Task for Tokens<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Heads { heads, kv_heads, head_size, query_scale, .. } = *self.work.heads;
+    fn run<S: Simd>(mut self, s: S) {
+        let Heads { heads, kv_heads, head_size, .. } = *self.work.heads;
         let (q_len, kv_len) = (heads * head_size, kv_heads * head_size);
-        for (t, row) in (self.first..).zip(self.rows.chunks_exact_mut(q_len + 2 * kv_len)) {
-            let (slots, geometry) = (self.work.places.slot_mapping, self.work.caches);
-            // The next token of a text goes to much the same lines.
-            if t == self.first || !kv_cache::share_group(slots[t - 1], slots[t]) {
-                geometry.prefetch(s, slots[t], self.caches);
+        let stride = q_len + 2 * kv_len;
+        let geometry = self.work.caches;
+        let mut slots = &self.work.places.slot_mapping[self.first..][..self.rows.len() / stride];
+        while !slots.is_empty() {
+            let count = kv_cache::neighbours(slots);
+            geometry.prefetch(s, slots[0], self.caches);
+            let (rows, rest) = std::mem::take(&mut self.rows).split_at_mut(count * stride);
+            for (t, row) in (self.first..).zip(rows.chunks_exact_mut(stride)) {
+                let (q, kv) = row.split_at_mut(q_len);
+                self.work.token(s, t, q, &mut kv[..kv_len]);
             }
-            let (q, kv) = row.split_at_mut(q_len);
-            let (k, v) = kv.split_at_mut(kv_len);
-            if let Some([q_norm, k_norm]) = &self.work.norms {
-                q_norm.run(s, q, head_size);
-                k_norm.run(s, k, head_size);
-            }
-            self.work.turn::<S>(t, q);
-            self.work.turn::<S>(t, k);
-            if let Some(factors) = query_scale {
-                q.iter_mut().for_each(|q| *q *= factors[t]);
-            }
+            let part = |from| Rows { data: &rows[from..], stride, len: kv_len, count };
             let [cache_k, cache_v] = self.caches;
             // SAFETY: no two tokens have one slot, and each token is one thread's.
             #[allow(unsafe_code)] // Slots that differ are elements that do not overlap.
             unsafe {
-                geometry.keep((Part::Keys, slots[t]), k, cache_k);
-                geometry.keep((Part::Values, slots[t]), v, cache_v);
+                geometry.keep((Part::Keys, slots[0]), part(q_len), cache_k);
+                geometry.keep((Part::Values, slots[0]), part(q_len + kv_len), cache_v);
             }
+            (self.first, self.rows, slots) = (self.first + count, rest, &slots[count..]);
         }
     }
 }
@@ -103,6 +101,20 @@ impl HeadNorm<'_> {
 }
 
 impl Work<'_> {
+    /// Prepares the queries and the keys of token t.
+    #[inline(always)]
+    fn token<S: Simd>(&self, s: S, t: usize, q: &mut [f32], k: &mut [f32]) {
+        if let Some([q_norm, k_norm]) = &self.norms {
+            q_norm.run(s, q, self.heads.head_size);
+            k_norm.run(s, k, self.heads.head_size);
+        }
+        self.turn::<S>(t, q);
+        self.turn::<S>(t, k);
+        if let Some(factors) = self.heads.query_scale {
+            q.iter_mut().for_each(|q| *q *= factors[t]);
+        }
+    }
+
     /// Turns the heads of token t, if there is a rotation.
     #[inline(always)]
     fn turn<S: Simd>(&self, t: usize, x: &mut [f32]) {

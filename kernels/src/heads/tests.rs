@@ -46,7 +46,9 @@ fn check(call: &Heads<'_>, tokens: usize, dtype: DType) {
     let shape = kv_cache::zeros([BLOCKS, kv_heads, BLOCK_SIZE, head_size], dtype).unwrap();
     let caches = [2, 3].map(|seed| random_tensor(seed, shape.dims(), dtype));
     let slots = (BLOCKS * BLOCK_SIZE) as u32;
-    let slot_mapping: Vec<u32> = (0..tokens as u32).map(|t| (t * 7 + 3) % slots).collect();
+    // Runs of seven, and each far from the one before.
+    let slot_mapping: Vec<u32> =
+        (0..tokens as u32).map(|t| (t / 7 * 47 + t % 7 + 3) % slots).collect();
     let positions: Vec<u32> = (0..tokens as u32).map(|t| t * 13 % 100).collect();
     let places = Places { positions: &positions, slot_mapping: &slot_mapping };
 

@@ -1,11 +1,19 @@
-//! The write into the paged cache on the CPU: one narrowing copy per token and kv head.
+//! The write into the paged cache on the CPU: one narrowing copy per kv head, of all the tokens of a
+//! group at once where they come together, because the slots of a group share their lines.
 #![allow(unsafe_code)] // Slots that differ are elements that do not overlap.
 
+use std::ops::Range;
+
 use super::{GROUP, Geometry, Part};
+use crate::dot::padded;
 use crate::element::Element;
 use crate::parallel::Disjoint;
 use crate::simd::{LANES, Simd};
 use crate::view::Rows;
+
+/// Sixteen neighbours of each of some tokens: rounded apart from where they go, because only then is
+/// it done in vectors.
+type Square<E> = [[E; LANES]; GROUP];
 
 /// `x [T, K, head_size]`, one slot per token, below `N * B`.
 pub(super) fn write<E: Element>(
@@ -15,9 +23,13 @@ pub(super) fn write<E: Element>(
     slot_mapping: &[u32],
 ) {
     let cache = Disjoint::new(cache);
-    for (t, &slot) in slot_mapping.iter().enumerate() {
+    let mut t = 0;
+    while t < slot_mapping.len() {
+        let slots = &slot_mapping[t..];
+        let end = t + super::neighbours(slots);
         // SAFETY: there is one thread.
-        unsafe { geometry.keep((part, slot), x.row(t), &cache) };
+        unsafe { geometry.keep((part, slots[0]), x.part(t..end), &cache) };
+        t = end;
     }
 }
 
@@ -51,7 +63,8 @@ impl Geometry {
         }
     }
 
-    /// Writes `x` `[K, head_size]`, keys or values of a token, to a slot below `N * B` of `cache`.
+    /// Writes the tokens `x` `[T, K, head_size]`, keys or values, to the slots of one group from
+    /// `slot` on, which are below `N * B` of `cache`.
     ///
     /// # Safety
     ///
@@ -60,35 +73,103 @@ impl Geometry {
     pub(crate) unsafe fn keep<E: Element>(
         &self,
         (part, slot): (Part, u32),
-        x: &[f32],
+        x: Rows<'_>,
         cache: &Disjoint<'_, E>,
     ) {
         let (block, group, o) = self.place(slot);
-        let (step, size) = (E::STEP, self.stored_size());
-        for (head, x) in x.chunks_exact(self.head_size.max(1)).enumerate() {
+        let size = self.stored_size();
+        for head in 0..self.kv_heads {
             let start = self.group(block, head, group) * GROUP * size;
-            for (c, x) in x.chunks(LANES).enumerate() {
-                let (mut whole, mut rounded) = ([0.0; LANES], [E::ZERO; LANES]);
-                whole[..x.len()].copy_from_slice(x);
-                E::narrow(&whole, &mut rounded);
-                // SAFETY: these elements belong to this slot, and the caller says that no other
-                // thread writes to it.
-                let to = |at: usize, len: usize| unsafe { cache.part(at..at + len) };
-                match part {
-                    Part::Keys => {
-                        let first = start + c * LANES * GROUP + o * step;
-                        for (k, pair) in rounded.chunks_exact(step).enumerate() {
-                            to(first + k * GROUP * step, step).copy_from_slice(pair);
-                        }
-                    }
-                    Part::Values => {
-                        let first = start + (o / step * size + c * LANES) * step + o % step;
-                        for (i, element) in rounded.into_iter().enumerate() {
-                            to(first + i * step, 1)[0] = element;
+            for c in 0..size / LANES {
+                let mut square = [[E::ZERO; LANES]; GROUP];
+                for (t, to) in square.iter_mut().enumerate().take(x.count) {
+                    let head = &x.row(t)[head * self.head_size..][..self.head_size];
+                    *to = narrowed(head, c * LANES);
+                }
+                let tokens = o..o + x.count;
+                // SAFETY: these elements belong to these slots, and the caller says that no other
+                // thread writes to them.
+                unsafe {
+                    match part {
+                        Part::Keys => keep_keys(&square, tokens, start + c * LANES * GROUP, cache),
+                        Part::Values => {
+                            let at = |o| start + (o / E::STEP * size + c * LANES) * E::STEP;
+                            keep_values(&square, tokens, at, cache);
                         }
                     }
                 }
             }
         }
+    }
+}
+
+/// The sixteen elements of a head from `first` on, or as many as there are and zeros.
+#[inline(always)]
+fn narrowed<E: Element>(head: &[f32], first: usize) -> [E; LANES] {
+    let mut narrow = [E::ZERO; LANES];
+    match head[first..].first_chunk::<LANES>() {
+        Some(x) => E::narrow(x, &mut narrow),
+        None => E::narrow(&padded(&head[first..]), &mut narrow),
+    }
+    narrow
+}
+
+/// Writes sixteen elements of keys, `square` with a row for each of `tokens`, to the lines from `at`
+/// on, in which sixteen positions follow each other.
+///
+/// # Safety
+///
+/// No other thread writes to the slots `tokens`.
+#[inline(always)]
+unsafe fn keep_keys<E: Element>(
+    square: &Square<E>,
+    tokens: Range<usize>,
+    at: usize,
+    cache: &Disjoint<'_, E>,
+) {
+    let step = E::STEP;
+    for (o, row) in tokens.zip(square) {
+        for (k, pair) in row.chunks_exact(step).enumerate() {
+            let at = at + (k * GROUP + o) * step;
+            // SAFETY: these elements belong to slot o.
+            unsafe { cache.part(at..at + step) }.copy_from_slice(pair);
+        }
+    }
+}
+
+/// Writes sixteen elements of values, `square` with a row for each of `tokens`, to the lines that
+/// begin where `at` says, in which the positions of a step take turns.
+///
+/// # Safety
+///
+/// No other thread writes to the slots `tokens`.
+#[inline(always)]
+unsafe fn keep_values<E: Element>(
+    square: &Square<E>,
+    tokens: Range<usize>,
+    at: impl Fn(usize) -> usize,
+    cache: &Disjoint<'_, E>,
+) {
+    let step = E::STEP;
+    let mut o = tokens.start;
+    while o < tokens.end {
+        let (at, rows) = (at(o), &square[o - tokens.start..]);
+        if o.is_multiple_of(step) && o + step <= tokens.end {
+            // SAFETY: the slots of a step have all of these elements.
+            let to = unsafe { cache.part(at..at + LANES * step) };
+            for (i, to) in to.chunks_exact_mut(step).enumerate() {
+                for j in 0..step {
+                    to[j] = rows[j][i];
+                }
+            }
+            o += step;
+            continue;
+        }
+        for (i, element) in rows[0].into_iter().enumerate() {
+            let at = at + i * step + o % step;
+            // SAFETY: this element belongs to slot o.
+            unsafe { cache.part(at..at + 1)[0] = element };
+        }
+        o += 1;
     }
 }

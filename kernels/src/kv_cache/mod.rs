@@ -126,9 +126,10 @@ impl Geometry {
     }
 }
 
-/// Whether two slots are of one group.
-pub(crate) fn share_group(a: u32, b: u32) -> bool {
-    a as usize / GROUP == b as usize / GROUP
+/// How many of `slots`, from the first on, follow each other within a group.
+pub(crate) fn neighbours(slots: &[u32]) -> usize {
+    let most = slots.len().min(GROUP - slots[0] as usize % GROUP);
+    (1..most).find(|&i| slots[i] != slots[0] + i as u32).unwrap_or(most)
 }
 
 /// Writes `k` and `v` `[T, K, head_size]` into their caches, in place; token t goes to slot
@@ -218,8 +219,11 @@ mod tests {
             for [blocks, kv_heads, block_size, head_size] in
                 [[1, 1, 16, 1], [5, 3, 48, 33], [4, 2, 16, 257], [2, 2, 32, 64]]
             {
-                let slots = blocks * block_size;
-                let mapping: Vec<u32> = (0..slots as u32).rev().step_by(3).collect();
+                let slots = (blocks * block_size) as u32;
+                // One by one from the end, then runs that begin and end within a step and a group.
+                let (singles, runs) =
+                    ((0..slots).rev().step_by(3), (0..slots).filter(|s| s % 23 > 1));
+                let mapping: Vec<u32> = singles.chain(runs).collect();
                 let shape = [mapping.len(), kv_heads, head_size];
                 let k = random_tensor(1, &shape, DType::F32);
                 let v = random_tensor(2, &shape, DType::F32);
