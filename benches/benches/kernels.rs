@@ -210,6 +210,7 @@ impl Bench {
             }
         }
         self.attention([32, 1, 150], [16, 8, 128], DType::BF16)?;
+        self.attention([256, 1, 150], [16, 8, 128], DType::BF16)?;
         self.attention([8, 1, 8000], [16, 8, 128], DType::BF16)?;
         self.attention([1, 1, 64_000], [16, 1, 128], DType::BF16)?;
         self.attention([1, 1, 200], [8, 4, 32], DType::BF16)?;

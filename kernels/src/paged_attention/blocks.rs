@@ -11,8 +11,8 @@ use super::unit::{Attention, Scratch};
 use crate::simd::{LANES, Simd};
 
 impl<P: Steps> Attention<'_, P> {
-    /// The products of the queries `active` and the keys of `tile`; meanwhile, the groups `ahead`
-    /// are brought nearer.
+    /// The products of the queries `active` and the keys of `tile`; meanwhile, the keys of the groups
+    /// `ahead` are brought nearer.
     #[inline(always)]
     pub(super) fn scores(
         self,
@@ -88,7 +88,7 @@ impl<P: Steps> Attention<'_, P> {
         let mut sums = [[s.splat(0.0); N]; M];
         for k in 0..steps {
             for at in ahead {
-                self.prefetch(at + k);
+                self.prefetch(self.layer.k, at + k);
             }
             let mut w = [self.p.load(&keys[0][k]); N];
             for i in 1..N {
@@ -103,24 +103,25 @@ impl<P: Steps> Attention<'_, P> {
         }
     }
 
-    /// Adds the weighted values of a tile to the sums of the queries `active`.
+    /// Adds the weighted values of a tile to the sums of the queries `active`; meanwhile, the values
+    /// of the groups `ahead` are brought nearer.
     #[inline(always)]
     pub(super) fn mix(
         self,
         scratch: &Scratch<P::X>,
         states: &mut State,
-        tile: &Tile,
+        (tile, mut ahead): (&Tile, &[usize]),
         active: Range<usize>,
     ) {
-        let mut m = active.start;
+        let (mut m, ahead) = (active.start, &mut ahead);
         if P::S::WIDE {
-            m = self.mix_of::<6, 4>(scratch, states, tile, m..active.end);
-            m = self.mix_of::<2, 8>(scratch, states, tile, m..active.end);
+            m = self.mix_of::<6, 4>(scratch, states, (tile, ahead), m..active.end);
+            m = self.mix_of::<2, 8>(scratch, states, (tile, ahead), m..active.end);
         } else {
-            m = self.mix_of::<6, 1>(scratch, states, tile, m..active.end);
-            m = self.mix_of::<2, 2>(scratch, states, tile, m..active.end);
+            m = self.mix_of::<6, 1>(scratch, states, (tile, ahead), m..active.end);
+            m = self.mix_of::<2, 2>(scratch, states, (tile, ahead), m..active.end);
         }
-        self.mix_of::<1, 4>(scratch, states, tile, m..active.end);
+        self.mix_of::<1, 4>(scratch, states, (tile, ahead), m..active.end);
     }
 
     /// [`Self::mix`] of `M` queries and `N` vectors at a time; gives the first query left over.
@@ -133,7 +134,7 @@ impl<P: Steps> Attention<'_, P> {
         self,
         scratch: &Scratch<P::X>,
         states: &mut State,
-        tile: &Tile,
+        (tile, ahead): (&Tile, &mut &[usize]),
         active: Range<usize>,
     ) -> usize {
         let (mut m, chunks) = (active.start, self.chunks());
@@ -150,11 +151,13 @@ impl<P: Steps> Attention<'_, P> {
             }
             let mut c = 0;
             while c + N <= chunks {
-                self.mix_at::<M, N>(scratch, states, (tile, steps.clone()), (m, c));
+                let ahead = std::mem::take(ahead);
+                self.mix_at::<M, N>(scratch, states, (tile, steps.clone(), ahead), (m, c));
                 c += N;
             }
             while c < chunks {
-                self.mix_at::<M, 1>(scratch, states, (tile, steps.clone()), (m, c));
+                let ahead = std::mem::take(ahead);
+                self.mix_at::<M, 1>(scratch, states, (tile, steps.clone(), ahead), (m, c));
                 c += 1;
             }
             for m in m..m + M {
@@ -171,7 +174,7 @@ impl<P: Steps> Attention<'_, P> {
         self,
         scratch: &Scratch<P::X>,
         states: &mut State,
-        (tile, steps): (&Tile, Range<usize>),
+        (tile, steps, ahead): (&Tile, Range<usize>, &[usize]),
         (m, c): (usize, usize),
     ) {
         let (s, chunks, group) = (self.p.simd(), self.chunks(), LANES / P::LEN);
@@ -181,6 +184,8 @@ impl<P: Steps> Attention<'_, P> {
                 sums[j][i] = s.load(&states[(m + j) * (chunks + STATE_EXTRA) + c + i].0);
             }
         }
+        // Vectors of each group ahead for each step.
+        let share = self.layer.geometry.steps.div_ceil(steps.len().max(1));
         // Group by group, in which row follows row.
         let mut start = steps.start;
         while start < steps.end {
@@ -191,6 +196,12 @@ impl<P: Steps> Attention<'_, P> {
             }
             let rows = &self.layer.v[tile.at[start / group] + start % group * chunks + c..];
             for k in 0..end - start {
+                for at in ahead {
+                    let first = at + (start + k - steps.start) * share;
+                    for at in first..first + share {
+                        self.prefetch(self.layer.v, at);
+                    }
+                }
                 let row = &rows[k * chunks..][..N];
                 let mut w = [self.p.load(&row[0]); N];
                 for i in 1..N {

@@ -6,8 +6,9 @@
 //! order. So a query's sums run in one order, whoever computes a segment. Where a query sees
 //! nothing of a tile or a segment, that is left out.
 //!
-//! Memory is read ahead: while a tile is multiplied, the lines of the next one are prefetched,
-//! because the processor's own prefetcher stops where a block ends.
+//! Memory is read ahead, because the processor's own prefetcher stops where a block ends: while the
+//! scores of a tile are computed the keys of the next one are prefetched, and while values are mixed
+//! its values.
 #![allow(unsafe_code)] // Units own different parts of a result, which the compiler cannot see.
 
 use std::ops::Range;
@@ -236,11 +237,12 @@ impl<P: Steps> Attention<'_, P> {
         let group = self.layer.group();
         let tokens = self.layer.active(&self.queries, tile.start, TILE);
         let active = tokens.start * group..tokens.end * group;
-        self.scores(scratch, tile, &next.at[next.vectors()], active.clone());
+        let ahead = &next.at[next.vectors()];
+        self.scores(scratch, tile, ahead, active.clone());
         for m in active.clone() {
             self.soften(scratch, states, m, self.seen(tile, m / group));
         }
-        self.mix(scratch, states, tile, active);
+        self.mix(scratch, states, (tile, ahead), active);
     }
 
     /// What the queries of token `t` see of a tile.
@@ -249,12 +251,10 @@ impl<P: Steps> Attention<'_, P> {
         self.layer.seen(&self.queries, t, tile.start, TILE)
     }
 
-    /// Begins to bring vector `at` of both caches nearer. The second-level cache has twice as many
-    /// lines on their way as the first.
+    /// Begins to bring vector `at` of a cache nearer. The second-level cache has twice as many lines
+    /// on their way as the first.
     #[inline(always)]
-    pub(super) fn prefetch(self, at: usize) {
-        for cache in [self.layer.k, self.layer.v] {
-            self.p.simd().prefetch_far(cache.as_ptr().wrapping_add(at).cast());
-        }
+    pub(super) fn prefetch(self, cache: &[P::W], at: usize) {
+        self.p.simd().prefetch_far(cache.as_ptr().wrapping_add(at).cast());
     }
 }
