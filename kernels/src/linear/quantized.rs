@@ -79,7 +79,7 @@ impl PanelBlock for Int8 {
 
     #[inline(always)]
     fn start<D: ByteDot>(x: &XBlock<D::X>) -> i32 {
-        -D::OFFSET * x.sum
+        if D::OFFSET == 0 { 0 } else { x.start }
     }
 
     #[inline(always)]

@@ -18,17 +18,15 @@
 //! saturate.
 
 use super::math::nearest;
-#[cfg(target_arch = "aarch64")]
-use super::neon::Neon;
-#[cfg(target_arch = "aarch64")]
-use super::neon_bytes::NeonSdot;
-use super::pairs::filled;
 use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::x86::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::x86_bytes::{Avx512Bw, Avx512Vnni, AvxVnni};
 use super::{LANES, Level, Simd, Task};
+#[cfg(target_arch = "aarch64")]
+use super::{neon::Neon, neon_bytes::NeonSdot};
+use crate::parallel;
 use crate::scratch::{Aligned, Plain};
 use crate::view::Rows;
 
@@ -78,8 +76,8 @@ impl Quad for [i32; 2] {
 pub(crate) struct XBlock<X> {
     /// The integers q.
     pub(crate) quads: [X; QUADS],
-    /// Their sum.
-    pub(crate) sum: i32,
+    /// `-OFFSET` times their sum: what products with weights exceed those with their bytes by.
+    pub(crate) start: i32,
     /// The largest of the elements / 127. NaN if one is not finite: so is every product then.
     pub(crate) scale: f32,
     /// `scale * sum`.
@@ -92,8 +90,6 @@ pub(crate) struct XBlock<X> {
 unsafe impl<X: Quad> Plain for XBlock<X> {}
 
 impl<X: Quad> XBlock<X> {
-    const ZERO: Self = Self { quads: [X::ZERO; QUADS], sum: 0, scale: 0.0, scaled_sum: 0.0 };
-
     #[inline(always)]
     fn new(x: &[f32; BLOCK]) -> Self {
         let (q, scale) = quantize(x);
@@ -105,7 +101,7 @@ impl<X: Quad> XBlock<X> {
         for (quad, bytes) in quads.iter_mut().zip(bytes.as_chunks().0) {
             *quad = X::new(*bytes);
         }
-        Self { quads, sum, scale, scaled_sum: scale * sum as f32 }
+        Self { quads, start: -OFFSET * sum, scale, scaled_sum: scale * sum as f32 }
     }
 }
 
@@ -162,8 +158,14 @@ fn take<X: Quad>(x: Rows<'_>, stride: usize) -> Aligned<XBlock<X>> {
             }
         }
     }
-    let level = Level::current();
-    filled(x, (stride, stride), XBlock::ZERO, |x, to| level.run(Row { x, to }))
+    let (level, mut blocks) = (Level::current(), Aligned::new(x.count * stride));
+    let nanoseconds = 20 * blocks.len(); // Of each block some 20.
+    parallel::for_rows(&mut blocks, stride, nanoseconds, |first, rows| {
+        for (t, to) in rows.chunks_exact_mut(stride).enumerate() {
+            level.run(Row { x: x.row(first + t), to });
+        }
+    });
+    blocks
 }
 
 /// Sums of products of bytes. A value of an implementing type is the proof that the processor has

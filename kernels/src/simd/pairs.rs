@@ -230,7 +230,7 @@ impl NeonBf16 {
 
 /// Rows of `stride` elements, of which `fill` writes the beginning, at least the first `written`;
 /// what it does not write is zero.
-pub(super) fn filled<E: Plain>(
+fn filled<E: Plain>(
     x: Rows<'_>,
     (stride, written): (usize, usize),
     zero: E,
