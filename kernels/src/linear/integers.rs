@@ -132,7 +132,7 @@ impl Product<'_> {
     fn multiply<D: ByteDot, B: PanelBlock>(mut self, d: D, panels: &[B]) {
         let (rows, len) = (self.operands.rows.1, self.operands.w.blocks);
         let Range { start, end } = self.part.columns;
-        let most = if D::S::WIDE { 6 } else { 4 };
+        let most = if D::S::WIDE { B::MAX_ROWS } else { 4 };
         let tiles = rows.div_ceil(most);
         for first in (0..end - start).step_by(COLUMNS) {
             let blocks = &panels[(start + first) / COLUMNS * len..][..len];
@@ -152,8 +152,8 @@ impl Product<'_> {
         }
     }
 
-    /// Rows `range`, at most 6 of them, or 4 on narrow units, by `V` vectors of columns, from vector
-    /// `v` of the panel on.
+    /// Rows `range`, at most [`PanelBlock::MAX_ROWS`] of them, or 4 on narrow units, by `V` vectors
+    /// of columns, from vector `v` of the panel on.
     #[inline(always)]
     fn rows<D: ByteDot, B: PanelBlock, const V: usize>(
         &mut self,
@@ -168,7 +168,7 @@ impl Product<'_> {
             2 => self.tile::<D, B, 2, V>(d, panel, at),
             3 => self.tile::<D, B, 3, V>(d, panel, at),
             4 => self.tile::<D, B, 4, V>(d, panel, at),
-            _ if !D::S::WIDE => unreachable!("narrow units take four rows"),
+            _ if !D::S::WIDE || B::MAX_ROWS == 4 => unreachable!("four rows are the most"),
             5 => self.tile::<D, B, 5, V>(d, panel, at),
             6 => self.tile::<D, B, 6, V>(d, panel, at),
             more => unreachable!("{more} rows in a tile"),

@@ -28,6 +28,8 @@ type Columns = [[f16; LANES]; 2];
 pub(super) trait PanelBlock: Copy + Send + Sync {
     /// What may be in a [`Block`].
     const RULE: &'static str;
+    /// Rows of a tile, on wide units: 4 or 6.
+    const MAX_ROWS: usize;
 
     /// Whether `block` is within [`Self::RULE`].
     fn accepts(block: &Block) -> bool;
@@ -54,6 +56,8 @@ pub(super) struct Int8 {
 
 impl PanelBlock for Int8 {
     const RULE: &'static str = "blocks whose minimum is 0";
+    /// The compiler does not keep the sums of more in registers.
+    const MAX_ROWS: usize = 4;
 
     fn accepts(block: &Block) -> bool {
         block.min == 0.0
@@ -109,6 +113,8 @@ pub(super) struct Int4 {
 
 impl PanelBlock for Int4 {
     const RULE: &'static str = "integers from 0 to 15";
+    /// The more rows, the fewer times a line is taken apart.
+    const MAX_ROWS: usize = 6;
 
     fn accepts(block: &Block) -> bool {
         block.q.iter().fold(0, |all, q| all | q) & !15 == 0
