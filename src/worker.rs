@@ -175,3 +175,27 @@ fn mock_config(settings: &str, args: &ModelArgs) -> Result<MockConfig, LoadError
     }
     Ok(config)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        model: ModelArgs,
+    }
+
+    #[test]
+    fn every_sequence_may_decode_beside_the_prompts_of_a_step() {
+        let config = |flags: &str| {
+            let words = ["millstream"].into_iter().chain(flags.split_whitespace());
+            mock_config("", &Flags::parse_from(words).model).unwrap()
+        };
+        let limited = config("--max-batch-prefill-tokens 512 --max-batch-size 8");
+        assert_eq!((limited.max_batch_tokens, limited.max_slots), (520, 8));
+        assert_eq!(config("").max_batch_tokens, MockConfig::default().max_batch_tokens);
+    }
+}

@@ -94,7 +94,7 @@ pub(crate) struct ModelArgs {
 
     /// Tokens of prompts that one step computes at most, beside the sequences that decode: longer
     /// prompts are cut into chunks, so lower means smoother streams, higher a sooner first token.
-    /// Default: timed at start, so that prompts make a step at most 300 ms longer.
+    /// Default: timed at start, so that prompts make a step some 300 ms longer.
     #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", value_name = "TOKENS",
           value_parser = clap::value_parser!(u32).range(1..=1_048_576),
           help_heading = "Scheduling")]

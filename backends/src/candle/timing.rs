@@ -1,21 +1,21 @@
 //! How many tokens of prompts a step can compute in about 300 ms: timed at start, on the machine
 //! itself.
 //!
-//! By so much do prompts delay those who decode, at most. It must be well above what the decoding of
-//! many takes itself (on two cores 130 ms for 32 sequences of a model of 0.6 B parameters): else
-//! prompts come in more slowly than answers go out, first tokens wait for seconds, and the batch
-//! that decodes is never full.
+//! By so much do prompts delay those who decode, and by more only where 64 tokens take longer. It
+//! must be well above what the decoding of many takes itself (on two cores 130 ms for 32 sequences
+//! of a model of 0.6 B parameters): else prompts come in more slowly than answers go out, first
+//! tokens wait for seconds, and the batch that decodes is never full.
 //!
 //! One prompt of 32 tokens is timed, then of 64, and so on, until it takes long enough to tell or
-//! the limit is reached; the answer is what fits in proportion. The whole measurement stays well
-//! under 150 ms for small models, and at the first length for large ones. The time decides only how
-//! long steps are, never what is computed.
+//! the limit is reached; the answer is what fits in proportion. The whole measurement stays
+//! under 150 ms for small models, and at the first length for large ones. The time decides only
+//! how long steps are, never what is computed.
 
 use crate::{Batch, BatchRow, Sequence};
 use millstream_proto::WorkerInfo;
 use std::time::{Duration, Instant};
 
-/// What the prompts of a step should take at most.
+/// What the prompts of a step should take.
 const PROMPTS: Duration = Duration::from_millis(300);
 /// Long enough to tell what a token takes.
 const TELLING: Duration = Duration::from_millis(25);
