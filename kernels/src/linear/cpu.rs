@@ -15,12 +15,9 @@ use crate::simd::{LANES, Level};
 use crate::threads;
 use crate::view::{Floats, Rows};
 
-/// Handing out a piece of work costs some time, and the beginning of one is not yet on its way from
-/// memory: a piece takes at least so long, as long as there is one for each thread.
-const PIECE_NS: usize = 50_000;
-
-/// At most so many pieces for each thread: they even out what threads are otherwise busy with.
-const PIECES_PER_THREAD: usize = 4;
+/// A piece takes at least so long, as long as there is one for each thread: taking one costs some ten
+/// nanoseconds. As a thread's pieces follow each other, they are read from memory as one run.
+const PIECE_NS: usize = 4_000;
 
 /// Some rows of x times all of w.
 pub(super) struct Product<'a> {
@@ -106,12 +103,12 @@ pub(super) fn linear(x: Rows<'_>, product: &Product<'_>, out_features: usize, ou
     let operands = sources.operands(product);
     let strips = operands.strips(out_features);
     let nanoseconds = strips.count * strips.nanoseconds;
-    let pieces = num_pieces(nanoseconds).min(strips.count);
+    let columns = strips.in_piece() * strips.columns;
     let out = Disjoint::new(out);
-    parallel::for_pieces(pieces, nanoseconds, |piece| {
-        let [start, end] = [piece, piece + 1].map(|i| strips.count * i / pieces * strips.columns);
+    parallel::for_pieces(out_features.div_ceil(columns), nanoseconds, |piece| {
+        let start = piece * columns;
         operands.run(Part {
-            columns: start..end.min(out_features),
+            columns: start..(start + columns).min(out_features),
             bias: product.bias,
             out: &out,
             out_features,
@@ -192,6 +189,14 @@ struct Strips {
     nanoseconds: usize,
 }
 
+impl Strips {
+    /// How many of them one thread computes at a time.
+    fn in_piece(&self) -> usize {
+        let share = self.count.div_ceil(threads::count()).max(1);
+        PIECE_NS.div_ceil(self.nanoseconds).min(share)
+    }
+}
+
 impl Operands<'_> {
     fn strips(&self, out_features: usize) -> Strips {
         let (columns, nanoseconds) = match self {
@@ -213,13 +218,13 @@ impl Operands<'_> {
     }
 }
 
-/// How many pieces are made of work that one thread does in `nanoseconds`.
+/// How many pieces are made of products that one thread does in `nanoseconds`: larger ones than of a
+/// single product, as each has a list of its parts.
 fn num_pieces(nanoseconds: usize) -> usize {
     if !parallel::is_worth_it(nanoseconds) {
         return 1;
     }
-    let threads = threads::count();
-    threads * (nanoseconds / (threads * PIECE_NS)).clamp(1, PIECES_PER_THREAD)
+    (nanoseconds / (4 * PIECE_NS)).max(threads::count())
 }
 
 /// Strips of one product that belong to one piece.

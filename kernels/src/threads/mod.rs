@@ -8,6 +8,7 @@
 #![allow(unsafe_code)] // Chunks own different parts of one slice, which the compiler cannot see.
 
 mod affinity;
+mod shares;
 mod team;
 
 use std::sync::OnceLock;
@@ -54,7 +55,8 @@ pub fn count() -> usize {
     team().count()
 }
 
-/// Calls `piece` once with each number below `pieces`, on all threads, in no particular order.
+/// Calls `piece` once with each number below `pieces`, on all threads: each has neighbouring numbers
+/// in rising order, and then takes what is left of the others'.
 pub fn run(pieces: usize, piece: impl Fn(usize) + Sync) {
     team().run(pieces, &piece);
 }

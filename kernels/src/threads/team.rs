@@ -6,9 +6,9 @@
 //!
 //! One word ([`Shared::state`]) says how things stand: the number of the present job, whether it is
 //! open, and how many helpers are in it. A helper joins an open job by adding itself, takes pieces
-//! as long as there are any, and leaves. The caller takes pieces as well; when none is left it
-//! closes the job and waits for those who are in it. A helper that the system did not run in the
-//! meantime finds the job closed: nobody waited for it.
+//! as long as there are any ([`Shares`]), and leaves. The caller takes pieces as well; when none is
+//! left it closes the job and waits for those who are in it. A helper that the system did not run
+//! in the meantime finds the job closed: nobody waited for it.
 //!
 //! Invariants:
 //! - the job is written while it is closed and nobody is in it, by who holds `caller`;
@@ -25,6 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::affinity;
+use super::shares::{MAX_PIECES, Shares};
 
 /// How long a helper looks out for a job before it sleeps: longer than what a step computes on one
 /// thread between two jobs.
@@ -50,8 +51,8 @@ struct Shared {
     /// Number, [`OPEN`], members.
     state: AtomicU64,
     job: UnsafeCell<Job>,
-    /// The first piece that nobody has taken yet.
-    next: AtomicUsize,
+    /// The caller's is the first.
+    shares: Shares,
     /// Held by whoever has a job.
     caller: Mutex<()>,
     /// How many helpers sleep, or are about to.
@@ -68,6 +69,7 @@ struct Job {
     /// Its lifetime is that of the call of [`Team::run`] that wrote it.
     piece: *const (dyn Fn(usize) + Sync),
     pieces: usize,
+    number: u64,
 }
 
 // SAFETY: `job` is the one field that is not `Sync` by itself; the invariants above say who writes
@@ -79,7 +81,7 @@ unsafe impl Send for Shared {}
 impl Team {
     /// The caller and `count - 1` helpers.
     pub(super) fn new(count: usize, pinned: bool) -> io::Result<Self> {
-        let team = Self { num_helpers: count - 1, ..Self::alone() };
+        let team = Self::of(count);
         for helper in 1..count {
             let shared = team.shared.clone();
             let body = move || {
@@ -87,7 +89,7 @@ impl Team {
                     // Where it cannot be, it runs wherever the system puts it.
                     let _ = affinity::pin(helper);
                 }
-                shared.help();
+                shared.help(helper);
             };
             thread::Builder::new().name(format!("compute-{helper}")).spawn(body)?;
         }
@@ -96,17 +98,22 @@ impl Team {
 
     /// No helpers.
     pub(super) fn alone() -> Self {
+        Self::of(1)
+    }
+
+    /// For `count` threads, of which the caller alone is there.
+    fn of(count: usize) -> Self {
         let shared = Shared {
             state: AtomicU64::new(0),
-            job: UnsafeCell::new(Job { piece: &|_| {}, pieces: 0 }),
-            next: AtomicUsize::new(0),
+            job: UnsafeCell::new(Job { piece: &|_| {}, pieces: 0, number: 0 }),
+            shares: Shares::new(count),
             caller: Mutex::new(()),
             sleepers: AtomicUsize::new(0),
             asleep: Mutex::new(()),
             wake: Condvar::new(),
             panic: Mutex::new(None),
         };
-        Self { shared: Arc::new(shared), num_helpers: 0 }
+        Self { shared: Arc::new(shared), num_helpers: count - 1 }
     }
 
     /// Threads, the caller counted in.
@@ -122,16 +129,17 @@ impl Team {
             Err(TryLockError::Poisoned(caller)) => Some(caller.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         };
-        if caller.is_none() || pieces <= 1 || self.num_helpers == 0 {
+        if caller.is_none() || self.num_helpers == 0 || !(2..MAX_PIECES).contains(&pieces) {
             return (0..pieces).for_each(piece);
         }
         // SAFETY: only the lifetime changes: the job is closed, and left by all, before this
         // function returns or unwinds, which is as long as `piece` is borrowed.
         let piece: *const (dyn Fn(usize) + Sync) =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), _>(piece) };
-        self.shared.open(Job { piece, pieces });
-        let closed_at_the_end = Close(&self.shared);
-        self.shared.take_pieces(Job { piece, pieces });
+        let job = Job { piece, pieces, number: self.shared.next_number() };
+        self.shared.open(job);
+        let closed_at_the_end = Close(&self.shared, job.number);
+        self.shared.take_pieces(job, 0);
         drop(closed_at_the_end);
         let panic = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
@@ -141,12 +149,14 @@ impl Team {
 }
 
 /// Closes the job and waits until nobody is in it, also when the caller's own piece panics.
-struct Close<'a>(&'a Shared);
+struct Close<'a>(&'a Shared, u64);
 
 impl Drop for Close<'_> {
     fn drop(&mut self) {
-        // No piece is begun any more, also where the caller panicked before the last one.
-        self.0.next.store(usize::MAX / 2, Ordering::Relaxed);
+        if thread::panicking() {
+            // No piece is begun any more.
+            self.0.shares.abandon(self.1);
+        }
         self.0.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looks = 0;
         while !self.0.state.load(Ordering::Acquire).is_multiple_of(OPEN) {
@@ -166,34 +176,34 @@ fn look_again(looks: &mut u32) {
 }
 
 impl Shared {
+    /// The job after the present one's; the caller lock is held.
+    fn next_number(&self) -> u64 {
+        (self.state.load(Ordering::Relaxed) / NUMBER + 1) % (u64::MAX / NUMBER)
+    }
+
     /// Hands out a job. The caller lock is held, and the job before is closed.
     fn open(&self, job: Job) {
         // SAFETY: the job is closed, nobody is in it, and nobody else has the caller lock.
         unsafe { *self.job.get() = job };
-        self.next.store(0, Ordering::Relaxed);
-        let closed = self.state.load(Ordering::Relaxed);
         // In one order with `sleepers`: either a helper that goes to sleep sees this job, or this
         // thread sees that it sleeps.
-        self.state.store(closed.wrapping_add(NUMBER) | OPEN, Ordering::SeqCst);
+        self.state.store((job.number * NUMBER) | OPEN, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             drop(self.asleep.lock().unwrap_or_else(PoisonError::into_inner));
             self.wake.notify_all();
         }
     }
 
-    fn take_pieces(&self, job: Job) {
-        loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= job.pieces {
-                return;
-            }
+    /// What thread `own` does for a job, of which it is the caller or a member.
+    fn take_pieces(&self, job: Job, own: usize) {
+        self.shares.take(job.number, job.pieces, own, |piece| {
             // SAFETY: this thread is the caller or is counted in the word: the job is alive.
-            unsafe { (*job.piece)(index) };
-        }
+            unsafe { (*job.piece)(piece) };
+        });
     }
 
-    /// What a helper does, for as long as the process lives.
-    fn help(&self) {
+    /// What helper `own` does, for as long as the process lives.
+    fn help(&self, own: usize) {
         let mut done = 0;
         loop {
             let state = self.next_job(done);
@@ -210,7 +220,7 @@ impl Shared {
             }
             // SAFETY: this thread is counted in the word, and joined after the job was written.
             let job = unsafe { *self.job.get() };
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.take_pieces(job)));
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.take_pieces(job, own)));
             if let Err(panic) = outcome {
                 let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
                 first.get_or_insert(panic);
