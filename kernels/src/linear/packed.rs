@@ -14,13 +14,13 @@ use std::ops::Range;
 use half::bf16;
 
 use crate::simd::LANES;
-use crate::simd::memory::collect_runs;
+use crate::simd::memory::{Lasting, collect_runs};
 use crate::simd::pairs::{COLUMNS, Line, TILE_PAIRS};
 
 /// `w [N, K]` in panels.
 pub(crate) struct Packed {
     /// `[panels][pairs]`.
-    lines: Vec<Line>,
+    lines: Lasting<Line>,
     /// Of a panel: K / 2, filled up.
     pub(super) pairs: usize,
 }

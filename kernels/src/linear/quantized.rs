@@ -16,7 +16,7 @@ use half::f16;
 
 use super::blocks::{Block, Quantization, QuantizeRow};
 use crate::simd::bytes::{BLOCK, ByteDot, OFFSET, QUADS, Quads, XBlock};
-use crate::simd::memory::collect_runs;
+use crate::simd::memory::{Lasting, collect_runs};
 use crate::simd::pairs::COLUMNS;
 use crate::simd::{LANES, Level};
 use crate::{KernelError, Result};
@@ -185,8 +185,8 @@ pub(crate) struct Quantized {
 
 /// `[panels][blocks]`.
 pub(super) enum Panels {
-    Int8(Vec<Int8>),
-    Int4(Vec<Int4>),
+    Int8(Lasting<Int8>),
+    Int4(Lasting<Int4>),
 }
 
 impl fmt::Debug for Quantized {
@@ -251,7 +251,7 @@ impl Quantized {
 fn pack<B: PanelBlock>(
     [out_features, in_features]: [usize; 2],
     read: impl Fn(usize, &mut [Block]) + Sync,
-) -> Result<Vec<B>> {
+) -> Result<Lasting<B>> {
     let blocks = in_features.div_ceil(BLOCK);
     let broken = OnceLock::new();
     // Some 2 elements a nanosecond, where they are quantised first.
