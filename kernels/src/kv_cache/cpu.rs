@@ -11,9 +11,9 @@ use crate::parallel::Disjoint;
 use crate::simd::{LANES, Simd};
 use crate::view::Rows;
 
-/// Sixteen neighbours of each of some tokens: rounded apart from where they go, because only then is
-/// it done in vectors.
-type Square<E> = [[E; LANES]; GROUP];
+/// Sixteen neighbours of each of up to `T` tokens: rounded apart from where they go, because only then
+/// is it done in vectors.
+type Narrow<E, const T: usize> = [[E; LANES]; T];
 
 /// `x [T, K, head_size]`, one slot per token, below `N * B`.
 pub(super) fn write<E: Element>(
@@ -72,6 +72,27 @@ impl Geometry {
     #[inline(always)]
     pub(crate) unsafe fn keep<E: Element>(
         &self,
+        to: (Part, u32),
+        x: Rows<'_>,
+        cache: &Disjoint<'_, E>,
+    ) {
+        // SAFETY: the caller says the same.
+        unsafe {
+            match x.count {
+                1 => self.keep_up_to::<E, 1>(to, x, cache),
+                _ => self.keep_up_to::<E, GROUP>(to, x, cache),
+            }
+        }
+    }
+
+    /// [`Self::keep`] of at most `T` tokens.
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    #[inline(always)]
+    unsafe fn keep_up_to<E: Element, const T: usize>(
+        &self,
         (part, slot): (Part, u32),
         x: Rows<'_>,
         cache: &Disjoint<'_, E>,
@@ -81,8 +102,8 @@ impl Geometry {
         for head in 0..self.kv_heads {
             let start = self.group(block, head, group) * GROUP * size;
             for c in 0..size / LANES {
-                let mut square = [[E::ZERO; LANES]; GROUP];
-                for (t, to) in square.iter_mut().enumerate().take(x.count) {
+                let mut narrow: Narrow<E, T> = [[E::ZERO; LANES]; T];
+                for (t, to) in narrow.iter_mut().enumerate().take(x.count) {
                     let head = &x.row(t)[head * self.head_size..][..self.head_size];
                     *to = narrowed(head, c * LANES);
                 }
@@ -91,10 +112,10 @@ impl Geometry {
                 // thread writes to them.
                 unsafe {
                     match part {
-                        Part::Keys => keep_keys(&square, tokens, start + c * LANES * GROUP, cache),
+                        Part::Keys => keep_keys(&narrow, tokens, start + c * LANES * GROUP, cache),
                         Part::Values => {
                             let at = |o| start + (o / E::STEP * size + c * LANES) * E::STEP;
-                            keep_values(&square, tokens, at, cache);
+                            keep_values(&narrow, tokens, at, cache);
                         }
                     }
                 }
@@ -114,21 +135,21 @@ fn narrowed<E: Element>(head: &[f32], first: usize) -> [E; LANES] {
     narrow
 }
 
-/// Writes sixteen elements of keys, `square` with a row for each of `tokens`, to the lines from `at`
+/// Writes sixteen elements of keys, `narrow` with a row for each of `tokens`, to the lines from `at`
 /// on, in which sixteen positions follow each other.
 ///
 /// # Safety
 ///
 /// No other thread writes to the slots `tokens`.
 #[inline(always)]
-unsafe fn keep_keys<E: Element>(
-    square: &Square<E>,
+unsafe fn keep_keys<E: Element, const T: usize>(
+    narrow: &Narrow<E, T>,
     tokens: Range<usize>,
     at: usize,
     cache: &Disjoint<'_, E>,
 ) {
     let step = E::STEP;
-    for (o, row) in tokens.zip(square) {
+    for (o, row) in tokens.zip(narrow) {
         for (k, pair) in row.chunks_exact(step).enumerate() {
             let at = at + (k * GROUP + o) * step;
             // SAFETY: these elements belong to slot o.
@@ -137,15 +158,15 @@ unsafe fn keep_keys<E: Element>(
     }
 }
 
-/// Writes sixteen elements of values, `square` with a row for each of `tokens`, to the lines that
+/// Writes sixteen elements of values, `narrow` with a row for each of `tokens`, to the lines that
 /// begin where `at` says, in which the positions of a step take turns.
 ///
 /// # Safety
 ///
 /// No other thread writes to the slots `tokens`.
 #[inline(always)]
-unsafe fn keep_values<E: Element>(
-    square: &Square<E>,
+unsafe fn keep_values<E: Element, const T: usize>(
+    narrow: &Narrow<E, T>,
     tokens: Range<usize>,
     at: impl Fn(usize) -> usize,
     cache: &Disjoint<'_, E>,
@@ -153,7 +174,7 @@ unsafe fn keep_values<E: Element>(
     let step = E::STEP;
     let mut o = tokens.start;
     while o < tokens.end {
-        let (at, rows) = (at(o), &square[o - tokens.start..]);
+        let (at, rows) = (at(o), &narrow[o - tokens.start..]);
         if o.is_multiple_of(step) && o + step <= tokens.end {
             // SAFETY: the slots of a step have all of these elements.
             let to = unsafe { cache.part(at..at + LANES * step) };
