@@ -64,6 +64,13 @@ impl Part<'_> {
         }
     }
 
+    /// Where row `t` and column `first` of the part go, if it has such a column.
+    #[inline(always)]
+    pub(super) fn address(&self, t: usize, first: usize) -> *const u8 {
+        let start = (self.first_row + t) * self.out_features + self.columns.start;
+        self.out.address(start + first).cast()
+    }
+
     /// Writes the sums of row `t` and sixteen columns, from column `first` of the part on, as far as
     /// there are such columns.
     #[inline(always)]

@@ -232,6 +232,14 @@ impl Block<'_> {
             Some(half) => panels[P - 1].as_ptr_range().end.cast::<Pairs>().wrapping_add(half),
             None => panels[0].as_ptr().cast(),
         };
+        // A large result is not in a cache, and the stores at the end would wait for its lines.
+        for m in 0..M {
+            for i in 0..P {
+                for j in 0..V {
+                    d.prefetch(self.part.address(t + m, (p + i) * COLUMNS + (v + j) * LANES));
+                }
+            }
+        }
         let mut sums = [[[d.zero(); V]; P]; M];
         for k in 0..pairs {
             d.prefetch_far(far.wrapping_add(2 * k).cast());
