@@ -33,7 +33,7 @@ const MAX_QUERIES: usize = 64;
 const MAX_TOKENS: usize = 32;
 
 /// Pieces of work for each thread, where there are enough units: they even out what threads are
-/// otherwise busy with, and within a piece each unit reads ahead for the next.
+/// otherwise busy with.
 const PIECES_PER_THREAD: usize = 8;
 
 /// The dimensions of the queries and the cache.
@@ -278,7 +278,8 @@ fn run<W: Copy + Sync>(
     let out = &Disjoint::new(out);
     let parts = &Disjoint::new(states);
     parallel::for_pieces(pieces.len(), *nanoseconds, |i| {
-        let work = Work::Attend(&units[pieces[i].clone()], parts);
+        let Range { start, end } = pieces[i];
+        let work = Work::Attend { units: &units[start..end], next: units.get(end), states: parts };
         compute(Job { layer, out, work }, instructions);
     });
     // Some 8 elements a nanosecond.

@@ -24,8 +24,14 @@ use crate::simd::{LANES, Simd, Task};
 
 /// What a thread does.
 pub(super) enum Work<'a> {
-    /// Units, one after the other; the states of those of one segment go to the second.
-    Attend(&'a [Unit], &'a Disjoint<'a, Vector>),
+    /// Units, one after the other.
+    Attend {
+        units: &'a [Unit],
+        /// What the thread is likely to do then.
+        next: Option<&'a Unit>,
+        /// Where the states of units of one segment go.
+        states: &'a Disjoint<'a, Vector>,
+    },
     /// Adds up the states of the segments of a unit, which are the first of the second.
     Merge(Unit, &'a State),
 }
@@ -63,9 +69,9 @@ impl<W: Copy> Job<'_, W> {
         let mut whole = std::mem::take(&mut scratch.whole);
         let layer = &self.layer;
         match self.work {
-            Work::Attend(units, states) => {
+            Work::Attend { units, next, states } => {
                 for (i, unit) in units.iter().enumerate() {
-                    let next = units.get(i + 1).map(|unit| first_tile(layer, unit));
+                    let next = units.get(i + 1).or(next).map(|unit| first_tile(layer, unit));
                     let attention = Attention { p, layer, queries: layer.queries(unit) };
                     attention.start(&mut whole);
                     let next = next.unwrap_or_default();
