@@ -140,5 +140,6 @@ fn summary(what: What, values: &[f64]) -> Option<(f64, f64)> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
     let best = if what.is_time() { sorted.first() } else { sorted.last() };
-    Some((*best?, sorted[sorted.len() / 2]))
+    let middle = [(sorted.len() - 1) / 2, sorted.len() / 2].map(|i| sorted[i]);
+    Some((*best?, middle.iter().sum::<f64>() / 2.0))
 }
