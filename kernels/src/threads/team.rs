@@ -136,9 +136,10 @@ impl Team {
         // function returns or unwinds, which is as long as `piece` is borrowed.
         let piece: *const (dyn Fn(usize) + Sync) =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), _>(piece) };
-        let job = Job { piece, pieces, number: self.shared.next_number() };
+        let number = (self.shared.number() + 1) % (u64::MAX / NUMBER);
+        let job = Job { piece, pieces, number };
         self.shared.open(job);
-        let closed_at_the_end = Close(&self.shared, job.number);
+        let closed_at_the_end = Close(&self.shared);
         self.shared.take_pieces(job, 0);
         drop(closed_at_the_end);
         let panic = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -149,13 +150,13 @@ impl Team {
 }
 
 /// Closes the job and waits until nobody is in it, also when the caller's own piece panics.
-struct Close<'a>(&'a Shared, u64);
+struct Close<'a>(&'a Shared);
 
 impl Drop for Close<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
             // No piece is begun any more.
-            self.0.shares.abandon(self.1);
+            self.0.shares.abandon(self.0.number());
         }
         self.0.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looks = 0;
@@ -176,9 +177,9 @@ fn look_again(looks: &mut u32) {
 }
 
 impl Shared {
-    /// The job after the present one's; the caller lock is held.
-    fn next_number(&self) -> u64 {
-        (self.state.load(Ordering::Relaxed) / NUMBER + 1) % (u64::MAX / NUMBER)
+    /// That of the present job, which does not change while the caller lock is held.
+    fn number(&self) -> u64 {
+        self.state.load(Ordering::Relaxed) / NUMBER
     }
 
     /// Hands out a job. The caller lock is held, and the job before is closed.
