@@ -45,9 +45,8 @@ fn main() -> anyhow::Result<()> {
     let begin = Instant::now();
     let mut model = engine::load(Path::new(&config), &options)?;
     let bits = match (quantize, dtype) {
-        (Some(Quantization::Int8), _) => 8.5,
-        // The head has 8.5.
-        (Some(Quantization::Int4), _) => 5.0,
+        // But for the head, which has those of 8 bits.
+        (Some(quantization), _) => quantization.bits(),
         (None, WeightDtype::F32) => 32.0,
         (None, _) => 16.0,
     };

@@ -146,12 +146,7 @@ impl Bench {
         if !tokens.iter().any(|&tokens| name(tokens).contains(&self.filter)) {
             return Ok(());
         }
-        // Of 32 elements, the integers and what they share.
-        let block_bytes = match to {
-            Quantization::Int8 => 32 + 2,
-            Quantization::Int4 => 16 + 4,
-        };
-        let weight_bytes = n * k.div_ceil(32) * block_bytes;
+        let weight_bytes = ((n * k) as f64 * to.bits() / 8.0) as usize;
         let w = random(&[n, k])?;
         let weights = (0..ROTATED.div_ceil(weight_bytes))
             .map(|_| Ok(LinearWeight::quantize(&w, to)?))

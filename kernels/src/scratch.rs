@@ -9,7 +9,7 @@ use std::ops::{Deref, DerefMut};
 use half::bf16;
 
 /// Pieces of memory that a thread keeps: as many as one operation holds at once.
-const MAX_KEPT: usize = 4;
+const MAX_KEPT: usize = 8;
 
 thread_local! {
     static LINES: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };

@@ -45,7 +45,7 @@ pub(crate) struct ModelArgs {
     pub(crate) dtype: Option<Dtype>,
 
     /// Quantise the weights while they are loaded, which makes them smaller and decoding faster:
-    /// `int8` keeps 8.5 bits of each, `int4` 5, but for the head, which keeps 8.5; tables of
+    /// `int8` keeps 8.25 bits of each, `int4` 4.5, but for the head, which keeps 8.25; tables of
     /// embeddings and the choice of experts stay as they are. Default: weights are not quantised.
     #[arg(long, env = "QUANTIZE", value_name = "METHOD", value_parser = quantize)]
     pub(crate) quantize: Option<Quantize>,

@@ -1,19 +1,37 @@
-//! Numbers in 8 and in 4 bits: 32 neighbours along K share what makes integers of them.
+//! Numbers in 8 and in 4 bits: neighbours along K, a group, share what makes integers of them.
+//!
+//! A group of a file is the 32 numbers of a [`Block`]; one of what is quantised here is several
+//! blocks, which take less memory and less arithmetic.
 //!
 //! The scale and the minimum are rounded to f16 first, and the integers chosen for what they have
 //! become: so rounding them costs next to nothing.
 
-use crate::simd::bytes::{BLOCK, largest};
+use crate::simd::bytes::{BLOCK, MAX_GROUP, largest};
 use crate::simd::math::ROUND;
 use crate::simd::{LANES, Simd, Task};
 
 /// How the numbers of a matrix are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Quantization {
-    /// 8.5 bits each: integers from -127 to 127, and a scale for each [`Block`].
+    /// Integers from -127 to 127, and a scale of 16 bits for each group.
     Int8,
-    /// 5 bits each: integers from 0 to 15, and a scale and a minimum for each [`Block`].
+    /// Integers from 0 to 15, and a scale and a minimum of 16 bits for each group.
     Int4,
+}
+
+impl Quantization {
+    /// How many neighbours along K share a scale where numbers are quantised here. Where blocks are
+    /// taken as they are, these are 32.
+    pub const GROUP: usize = 64;
+
+    /// The bits of a number that is quantised here, with its part of what its group shares.
+    pub fn bits(self) -> f64 {
+        let (own, shared) = match self {
+            Self::Int8 => (8.0, 16.0),
+            Self::Int4 => (4.0, 32.0),
+        };
+        own + shared / Self::GROUP as f64
+    }
 }
 
 /// 32 neighbours along K in a row of a matrix: element k is `scale * q[k] + min`.
@@ -39,12 +57,12 @@ impl Block {
     }
 }
 
-/// Quantises a row, up to 32 elements for each block. What is not finite makes all of its block not
+/// Quantises a row, up to 32 elements for each block. What is not finite makes all of its group not
 /// finite.
 pub(super) struct QuantizeRow<'a> {
     pub(super) row: &'a [f32],
     pub(super) to: &'a mut [Block],
-    pub(super) quantization: Quantization,
+    pub(super) kind: Quantization,
 }
 
 impl Task for QuantizeRow<'_> {
@@ -52,14 +70,16 @@ impl Task for QuantizeRow<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (row, to) in self.row.chunks(BLOCK).zip(self.to) {
+        const BLOCKS: usize = Quantization::GROUP / BLOCK;
+        const { assert!(BLOCKS <= MAX_GROUP) };
+        for (row, to) in self.row.chunks(BLOCKS * BLOCK).zip(self.to.chunks_mut(BLOCKS)) {
             // The last element again and again changes neither the largest nor the smallest.
-            let mut x = [row[row.len() - 1]; BLOCK];
-            x[..row.len()].copy_from_slice(row);
-            *to = match self.quantization {
-                Quantization::Int8 => int8(s, &x),
-                Quantization::Int4 => int4(s, &x),
-            };
+            let mut x = [[row[row.len() - 1]; BLOCK]; BLOCKS];
+            x.as_flattened_mut()[..row.len()].copy_from_slice(row);
+            match self.kind {
+                Quantization::Int8 => int8(s, &x, to),
+                Quantization::Int4 => int4(s, &x, to),
+            }
         }
     }
 }
@@ -101,59 +121,68 @@ fn steps<S: Simd>(
     s.fma(steps, s.splat(1.0), s.splat(ROUND))
 }
 
-/// The block of `x` with this scale and minimum, both of them f16.
+/// The blocks of `x` with this scale and minimum, both of them f16.
 #[inline(always)]
-fn block<S: Simd>(s: S, x: &[f32; BLOCK], (scale, min): (f32, f32), limits: (f32, f32)) -> Block {
-    let (inverse, mut integers) = (inverse(scale), [0.0; BLOCK]);
-    for (x, to) in x.as_chunks().0.iter().zip(integers.as_chunks_mut().0) {
-        s.store(steps(s, x, (inverse, min), limits), to);
+fn blocks<S: Simd>(
+    s: S,
+    x: &[[f32; BLOCK]],
+    (scale, min): (f32, f32),
+    limits: (f32, f32),
+    to: &mut [Block],
+) {
+    let inverse = inverse(scale);
+    for (x, to) in x.iter().zip(to) {
+        let mut integers = [0.0; BLOCK];
+        for (x, to) in x.as_chunks().0.iter().zip(integers.as_chunks_mut().0) {
+            s.store(steps(s, x, (inverse, min), limits), to);
+        }
+        *to = Block { q: [0; BLOCK], scale, min };
+        for (q, integer) in to.q.iter_mut().zip(integers) {
+            *q = integer.to_bits().wrapping_sub(ROUND.to_bits()) as i8;
+        }
     }
-    let mut block = Block { q: [0; BLOCK], scale, min };
-    for (q, integer) in block.q.iter_mut().zip(integers) {
-        *q = integer.to_bits().wrapping_sub(ROUND.to_bits()) as i8;
-    }
-    block
 }
 
 #[inline(always)]
-fn int8<S: Simd>(s: S, x: &[f32; BLOCK]) -> Block {
+fn int8<S: Simd>(s: S, x: &[[f32; BLOCK]], to: &mut [Block]) {
     let scale = largest(x) / 127.0;
     match scale <= MAX {
-        true => block(s, x, (round(scale), 0.0), (-127.0, 127.0)),
-        false => Block { scale: f32::NAN, ..Block::ZERO },
+        true => blocks(s, x, (round(scale), 0.0), (-127.0, 127.0), to),
+        false => to.fill(Block { scale: f32::NAN, ..Block::ZERO }),
     }
 }
 
 const HALF_BYTE: (f32, f32) = (0.0, 15.0);
 
 /// The best of a few: from the smallest element on, with steps for 14, 15 and 16 of them up to the
-/// largest, each then fitted to the integers that it gave, twice. Of normally distributed numbers,
-/// the error is 7.1 % of their deviation; 7.8 % without this search, 7.0 % with twenty beginnings.
+/// largest, each then fitted to the integers that it gave, twice. Of normally distributed numbers in
+/// groups of 64, the error is 8.3 % of their deviation; 9.0 % without this search, 8.2 % with twenty
+/// beginnings.
 #[inline(always)]
-fn int4<S: Simd>(s: S, x: &[f32; BLOCK]) -> Block {
-    let (low, high) = range(x);
+fn int4<S: Simd>(s: S, x: &[[f32; BLOCK]], to: &mut [Block]) {
+    let (low, high) = range(x.as_flattened());
     if !(low.abs() <= MAX && high.abs() <= MAX && (high - low) / 14.0 <= MAX) {
-        return Block { scale: f32::NAN, ..Block::ZERO };
+        return to.fill(Block { scale: f32::NAN, ..Block::ZERO });
     }
     let (mut best, mut least) = ((0.0, 0.0), f32::INFINITY);
     for steps in [14.0, 15.0, 16.0] {
         let (mut scale, mut min) = ((high - low) / steps, low);
         for _ in 0..3 {
             (scale, min) = (round(scale), round(min));
-            let fit = Fit::new(s, x, scale, min);
+            let fit = Fit::new(s, x.as_flattened(), scale, min);
             if fit.squared_error < least {
                 (best, least) = ((scale, min), fit.squared_error);
             }
             (scale, min) = fit.next();
         }
     }
-    block(s, x, best, HALF_BYTE)
+    blocks(s, x, best, HALF_BYTE, to);
 }
 
 /// The smallest and the largest element. As integers, bits are in the order of the numbers once
 /// those of negative ones are turned round; NaN is at one of the ends.
 #[inline(always)]
-fn range(x: &[f32; BLOCK]) -> (f32, f32) {
+fn range(x: &[f32]) -> (f32, f32) {
     let turn = |bits: i32| bits ^ ((bits >> 31) as u32 >> 1) as i32;
     let (mut low, mut high) = (i32::MAX, i32::MIN);
     for x in x {
@@ -165,6 +194,7 @@ fn range(x: &[f32; BLOCK]) -> (f32, f32) {
 
 /// How well a scale and a minimum do, and what follows from the integers that they give.
 struct Fit {
+    len: f32,
     squared_error: f32,
     sum_x: f32,
     sum_q: f32,
@@ -174,7 +204,7 @@ struct Fit {
 
 impl Fit {
     #[inline(always)]
-    fn new<S: Simd>(s: S, x: &[f32; BLOCK], scale: f32, min: f32) -> Self {
+    fn new<S: Simd>(s: S, x: &[f32], scale: f32, min: f32) -> Self {
         let (inverse, one, zero) = (inverse(scale), s.splat(1.0), s.splat(0.0));
         let mut sums = [zero; LANES];
         for x in x.as_chunks().0 {
@@ -188,13 +218,13 @@ impl Fit {
             sums[4] = s.fma(q, x, sums[4]);
         }
         let [squared_error, sum_x, sum_q, sum_qq, sum_qx, ..] = s.sum16(sums);
-        Self { squared_error, sum_x, sum_q, sum_qq, sum_qx }
+        Self { len: x.len() as f32, squared_error, sum_x, sum_q, sum_qq, sum_qx }
     }
 
     /// The scale and the minimum with which the same integers give the least squared error.
     #[inline(always)]
     fn next(&self) -> (f32, f32) {
-        let len = BLOCK as f32;
+        let len = self.len;
         // Exact, and 0 where all integers are equal.
         let spread = len * self.sum_qq - self.sum_q * self.sum_q;
         let scale = (len * self.sum_qx - self.sum_q * self.sum_x) * inverse(spread);

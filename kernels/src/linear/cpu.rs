@@ -98,7 +98,7 @@ impl Part<'_> {
 struct Sources<'a> {
     x: Rows<'a>,
     rounded: OnceCell<Inputs>,
-    quantized: OnceCell<integers::Inputs>,
+    quantized: integers::Inputs<'a>,
 }
 
 /// One product, `w` and `bias` against its rows of x; out `[T, N]`.
@@ -158,7 +158,7 @@ pub(super) fn grouped(x: Rows<'_>, products: &[Product<'_>], out_features: usize
 
 impl<'a> Sources<'a> {
     fn new(x: Rows<'a>) -> Self {
-        Self { x, rounded: OnceCell::new(), quantized: OnceCell::new() }
+        Self { x, rounded: OnceCell::new(), quantized: integers::Inputs::new(x) }
     }
 
     fn operands(&'a self, Product { rows, w, .. }: &Product<'a>) -> Operands<'a> {
@@ -173,8 +173,7 @@ impl<'a> Sources<'a> {
                 Operands::Packed(panels::Operands { x, rows: range, w })
             }
             Matrix::Quantized(w) => {
-                let x = self.quantized.get_or_init(|| integers::Inputs::new(x));
-                Operands::Quantized(integers::Operands { x, rows: range, w })
+                Operands::Quantized(integers::Operands::new(&self.quantized, range, w))
             }
         }
     }

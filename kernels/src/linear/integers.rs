@@ -1,8 +1,8 @@
 //! Products with a quantised matrix: panels of 32 columns, each read once from memory and met by all
 //! rows of x.
 //!
-//! x is quantised as it comes, 32 elements for each scale ([`XBlock`]). A tile of the result is a
-//! few rows by the columns of one panel; a block adds to each of its sums, by rising k,
+//! x is quantised as it comes, by groups as large as those of w ([`XGroup`]). A tile of the result is
+//! a few rows by the columns of one panel; a group adds to each of its sums, by rising k,
 //!
 //! ```text
 //! sum = fma(sum_k q_x[k] * q_w[k], scale_w * scale_x, sum)     the inner sum is exact
@@ -13,11 +13,15 @@
 //! sum.
 #![allow(clippy::needless_range_loop)] // The indices of a tile go over several arrays at once.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 
+use super::blocks::Quantization;
 use super::cpu::Part;
-use super::quantized::{Int4, Int8, PanelBlock, Panels, Quantized};
-use crate::simd::bytes::{Activations, BLOCK, ByteDot, ByteTask, ByteUnits, QUADS, XBlock};
+use super::quantized::{Format, Int4, Int8, Line, Quantized, split};
+use crate::simd::bytes::{
+    Activations, BLOCK, ByteDot, ByteTask, ByteUnits, MAX_GROUP, STEPS, XGroup,
+};
 use crate::simd::pairs::COLUMNS;
 use crate::simd::{LANES, Simd};
 use crate::view::Rows;
@@ -25,44 +29,52 @@ use crate::view::Rows;
 /// How many bytes of w are on their way from memory.
 const PREFETCHED: usize = 4096;
 
-/// A line of the cache.
-const LINE: usize = 64;
+/// Rows of a tile, on wide units and on narrow ones.
+const MAX_ROWS: (usize, usize) = (8, 4);
 
-/// x as the units take it.
-pub(super) struct Inputs {
-    x: Activations,
-    /// Blocks of a row.
-    stride: usize,
+/// x as the units take it: by groups of one block, of two, .., when a product first reads them.
+pub(super) struct Inputs<'a> {
+    x: Rows<'a>,
     units: ByteUnits,
+    by_blocks: [OnceCell<Activations>; MAX_GROUP],
 }
 
-impl Inputs {
-    /// Prepares all rows of x.
-    pub(super) fn new(x: Rows<'_>) -> Self {
-        let (units, stride) = (ByteUnits::current(), x.len.div_ceil(BLOCK));
-        Self { x: units.take(x, stride), stride, units }
+impl<'a> Inputs<'a> {
+    pub(super) fn new(x: Rows<'a>) -> Self {
+        Self { x, units: ByteUnits::current(), by_blocks: Default::default() }
+    }
+
+    /// By groups of so many blocks.
+    fn take(&self, blocks: usize) -> &Activations {
+        self.by_blocks[blocks - 1].get_or_init(|| self.units.take(self.x, blocks))
     }
 }
 
 /// Some rows of x, and w.
 #[derive(Clone, Copy)]
 pub(super) struct Operands<'a> {
-    pub(super) x: &'a Inputs,
+    x: &'a Activations,
+    units: ByteUnits,
     /// The first one, and how many.
-    pub(super) rows: (usize, usize),
-    pub(super) w: &'a Quantized,
+    rows: (usize, usize),
+    w: &'a Quantized,
 }
 
-impl Operands<'_> {
+impl<'a> Operands<'a> {
+    pub(super) fn new(x: &'a Inputs<'_>, rows: (usize, usize), w: &'a Quantized) -> Self {
+        Self { x: x.take(w.shape.blocks), units: x.units, rows, w }
+    }
+
     /// An estimate of the time that one thread takes for one panel. Few rows are bound by reading
     /// it, at some 32 bytes a nanosecond while it stays in a cache.
     pub(super) fn nanoseconds(self) -> usize {
-        let bytes = match self.w.panels {
-            Panels::Int8(_) => size_of::<Int8>(),
-            Panels::Int4(_) => size_of::<Int4>(),
+        let line = size_of::<Line>();
+        let bytes = match self.w.kind {
+            Quantization::Int8 => self.w.shape.group_lines::<Int8, 4>() * line,
+            Quantization::Int4 => self.w.shape.group_lines::<Int4, 2>() * line,
         };
-        let products = self.rows.1 * BLOCK * COLUMNS;
-        self.w.blocks * (bytes / 32).max(products / self.x.units.products_per_ns())
+        let products = self.rows.1 * self.w.shape.blocks * BLOCK * COLUMNS;
+        self.w.shape.groups * (bytes / 32).max(products / self.units.products_per_ns())
     }
 }
 
@@ -75,150 +87,151 @@ pub(super) struct Product<'a> {
 impl Product<'_> {
     /// Computes `out`.
     pub(super) fn run(self) {
-        self.operands.x.units.run(self);
+        self.operands.units.run(self);
     }
 }
 
 impl ByteTask for Product<'_> {
     #[inline(always)]
     fn run<D: ByteDot>(self, d: D) {
-        match &self.operands.w.panels {
-            Panels::Int8(panels) => self.multiply(d, panels),
-            Panels::Int4(panels) => self.multiply(d, panels),
+        match self.operands.w.kind {
+            Quantization::Int8 => self.multiply::<D, Int8, 4>(d),
+            Quantization::Int4 => self.multiply::<D, Int4, 2>(d),
         }
     }
 }
 
-/// A panel of w, and what is brought nearer while a tile goes through it.
-struct Panel<'a, B> {
-    blocks: &'a [B],
-    /// Its first column in the part.
-    first: usize,
-    /// Of each block, the lines that follow it at a distance of [`PREFETCHED`].
-    near: Range<usize>,
-    /// Of each block, lines of the same one of the next panel.
-    far: Range<usize>,
-}
-
-impl<'a, B> Panel<'a, B> {
-    /// One tile takes a panel as it comes from memory. Of several, each has a share of the next panel
-    /// brought into the second-level cache, while there is arithmetic for all of them.
-    #[inline(always)]
-    fn new(blocks: &'a [B], first: usize, (tile, tiles): (usize, usize)) -> Self {
-        let lines = size_of::<B>() / LINE;
-        match tiles {
-            1 => Self { blocks, first, near: 0..lines, far: 0..0 },
-            _ => {
-                let far = lines * tile / tiles..lines * (tile + 1) / tiles;
-                Self { blocks, first, near: 0..0, far }
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn prefetch<S: Simd>(&self, s: S, block: &B) {
-        let address = std::ptr::from_ref(block).cast::<u8>();
-        for line in self.near.clone() {
-            s.prefetch(address.wrapping_add(PREFETCHED + line * LINE));
-        }
-        for line in self.far.clone() {
-            s.prefetch_far(address.wrapping_add(size_of_val(self.blocks) + line * LINE));
-        }
-    }
+/// What a tile multiplies: rows of x from the first one on, and a panel.
+#[derive(Clone, Copy)]
+struct Tile<'a, X> {
+    steps: &'a [[X; 2]],
+    groups: &'a [XGroup],
+    panel: &'a [Line],
+    /// Which half of the lines of the next panel is brought into the second-level cache meanwhile.
+    next: Option<usize>,
 }
 
 impl Product<'_> {
     #[inline(always)]
-    fn multiply<D: ByteDot, B: PanelBlock>(mut self, d: D, panels: &[B]) {
-        let (rows, len) = (self.operands.rows.1, self.operands.w.blocks);
-        let Range { start, end } = self.part.columns;
-        let most = if D::S::WIDE { B::MAX_ROWS } else { 4 };
-        let tiles = rows.div_ceil(most);
-        for first in (0..end - start).step_by(COLUMNS) {
-            let blocks = &panels[(start + first) / COLUMNS * len..][..len];
+    fn multiply<D: ByteDot, F: Format<L>, const L: usize>(mut self, d: D) {
+        let Operands { x, rows: (start, rows), w, .. } = self.operands;
+        let (x, groups) = (d.activations(x), w.shape.groups);
+        let steps = groups * w.shape.blocks * STEPS;
+        let len = groups * w.shape.group_lines::<F, L>();
+        let columns = self.part.columns.clone();
+        let tiles = match D::S::WIDE {
+            true if rows <= MAX_ROWS.0 => rows.div_ceil(F::MAX_ALONE),
+            true => rows.div_ceil(MAX_ROWS.0),
+            false => rows.div_ceil(MAX_ROWS.1),
+        };
+        for first in (0..columns.len()).step_by(COLUMNS) {
+            let panel = &w.panels::<F, L>(columns.start + first)[..len];
             // Tiles as equal as can be.
             let mut t = 0;
             for tile in 0..tiles {
                 let rows = t..rows * (tile + 1) / tiles;
                 t = rows.end;
-                let panel = Panel::new(blocks, first, (tile, tiles));
+                let tile = Tile {
+                    steps: &x.steps[(start + rows.start) * steps..],
+                    groups: &x.groups[(start + rows.start) * groups..],
+                    panel,
+                    // While there is arithmetic for several tiles.
+                    next: (tiles > 1 && tile < 2).then_some(tile),
+                };
                 if D::S::WIDE || rows.len() <= 2 {
-                    self.rows::<D, B, 2>(d, rows, &panel, 0);
+                    self.rows::<D, F, L, 2>(d, rows, &tile, (first, 0));
                 } else {
-                    self.rows::<D, B, 1>(d, rows.clone(), &panel, 0);
-                    self.rows::<D, B, 1>(d, rows, &panel, 1);
+                    self.rows::<D, F, L, 1>(d, rows.clone(), &tile, (first, 0));
+                    self.rows::<D, F, L, 1>(d, rows, &tile, (first, 1));
                 }
             }
         }
     }
 
-    /// Rows `range`, at most [`PanelBlock::MAX_ROWS`] of them, or 4 on narrow units, by `V` vectors
-    /// of columns, from vector `v` of the panel on.
+    /// Rows `range`, at most [`MAX_ROWS`] of them, by `V` vectors of columns, from vector `v` of the
+    /// panel on, whose first column is `first` of the part.
     #[inline(always)]
-    fn rows<D: ByteDot, B: PanelBlock, const V: usize>(
+    fn rows<D: ByteDot, F: Format<L>, const L: usize, const V: usize>(
         &mut self,
         d: D,
         range: Range<usize>,
-        panel: &Panel<'_, B>,
-        v: usize,
+        tile: &Tile<'_, D::X>,
+        (first, v): (usize, usize),
     ) {
-        let at = (range.start, v);
+        let at = (range.start, first, v);
         match range.len() {
-            1 => self.tile::<D, B, 1, V>(d, panel, at),
-            2 => self.tile::<D, B, 2, V>(d, panel, at),
-            3 => self.tile::<D, B, 3, V>(d, panel, at),
-            4 => self.tile::<D, B, 4, V>(d, panel, at),
-            _ if !D::S::WIDE || B::MAX_ROWS == 4 => unreachable!("four rows are the most"),
-            5 => self.tile::<D, B, 5, V>(d, panel, at),
-            6 => self.tile::<D, B, 6, V>(d, panel, at),
+            1 => self.tile::<D, F, L, 1, V>(d, tile, at),
+            2 => self.tile::<D, F, L, 2, V>(d, tile, at),
+            3 => self.tile::<D, F, L, 3, V>(d, tile, at),
+            4 => self.tile::<D, F, L, 4, V>(d, tile, at),
+            _ if !D::S::WIDE => unreachable!("narrow units take four rows"),
+            5 => self.tile::<D, F, L, 5, V>(d, tile, at),
+            6 => self.tile::<D, F, L, 6, V>(d, tile, at),
+            7 => self.tile::<D, F, L, 7, V>(d, tile, at),
+            8 => self.tile::<D, F, L, 8, V>(d, tile, at),
             more => unreachable!("{more} rows in a tile"),
         }
     }
 
     #[inline(always)]
-    fn tile<D: ByteDot, B: PanelBlock, const M: usize, const V: usize>(
+    fn tile<D: ByteDot, F: Format<L>, const L: usize, const M: usize, const V: usize>(
         &mut self,
         d: D,
-        panel: &Panel<'_, B>,
-        (t, v): (usize, usize),
+        tile: &Tile<'_, D::X>,
+        (t, first, v): (usize, usize, usize),
     ) {
-        let Operands { x: inputs, rows: (start, _), .. } = self.operands;
-        let (s, all) = (d.simd(), d.activations(&inputs.x));
-        let mut x: [&[XBlock<D::X>]; M] = [&[]; M];
-        for m in 0..M {
-            x[m] = &all[(start + t + m) * inputs.stride..][..panel.blocks.len()];
-        }
+        let (s, shape) = (d.simd(), self.operands.w.shape);
+        let stride = shape.groups * shape.blocks * STEPS;
+        // Without a next panel, lines that are near already.
+        let far = tile.next.map_or(0, |half| size_of_val(tile.panel) + half * size_of::<Line>());
         let mut sums = [[s.splat(0.0); V]; M];
-        for (b, w) in panel.blocks.iter().enumerate() {
-            panel.prefetch(s, w);
-            let mut dots = [[d.splat(0); V]; M];
-            for m in 0..M {
-                dots[m] = [d.splat(B::start::<D>(&x[m][b])); V];
+        // A large result is not in a cache, and the stores at the end would wait for its lines.
+        for m in 0..M {
+            for j in 0..V {
+                s.prefetch(self.part.address(t + m, first + (v + j) * LANES));
             }
-            for i in 0..QUADS / 2 {
-                let mut quads = [w.quads(d, i, v); V];
+        }
+        let (mut rest, mut groups) = ([[].as_slice(); M], [[].as_slice(); M]);
+        for m in 0..M {
+            rest[m] = &tile.steps[m * stride..][..stride];
+            groups[m] = &tile.groups[m * shape.groups..][..shape.groups];
+        }
+        for (g, group) in tile.panel.chunks_exact(shape.group_lines::<F, L>()).enumerate() {
+            let (steps, shared) = split::<F, L>(group);
+            let (mut x, mut dots) = ([[].as_slice(); M], [[d.splat(0); V]; M]);
+            for m in 0..M {
+                (x[m], rest[m]) = rest[m].split_at(steps.len());
+                dots[m] = [d.splat(F::start::<D>(&groups[m][g])); V];
+            }
+            // Their number is not known to the compiler, so this stays a loop: of several steps at
+            // once, it would hold more lines of w than there are registers.
+            for (k, w) in steps.iter().enumerate() {
+                w.iter().for_each(|line| s.prefetch(line.after(PREFETCHED)));
+                w.iter().step_by(2).for_each(|line| s.prefetch_far(line.after(far)));
+                let mut quads = [F::quads(d, w, v); V];
                 for j in 1..V {
-                    quads[j] = w.quads(d, i, v + j);
+                    quads[j] = F::quads(d, w, v + j);
                 }
                 for half in 0..2 {
                     for m in 0..M {
                         for j in 0..V {
-                            let x = x[m][b].quads[2 * i + half];
-                            dots[m][j] = d.dot(x, quads[j][half], dots[m][j]);
+                            dots[m][j] = d.dot(x[m][k][half], quads[j][half], dots[m][j]);
                         }
                     }
                 }
             }
+            shared.iter().for_each(|line| s.prefetch(line.after(PREFETCHED)));
+            shared.iter().for_each(|line| s.prefetch_far(line.after(far)));
             for j in 0..V {
-                let scale = s.load_f16(&w.scales()[v + j]);
+                let scale = s.load_f16(&shared[0].numbers()[v + j]);
                 for m in 0..M {
-                    let scale = s.fma(scale, s.splat(x[m][b].scale), s.splat(0.0));
+                    let scale = s.fma(scale, s.splat(groups[m][g].scale), s.splat(0.0));
                     sums[m][j] = s.fma(d.to_f32(dots[m][j]), scale, sums[m][j]);
                 }
-                if let Some(mins) = w.mins() {
-                    let min = s.load_f16(&mins[v + j]);
+                if F::SHARED == 2 {
+                    let min = s.load_f16(&shared[1].numbers()[v + j]);
                     for m in 0..M {
-                        sums[m][j] = s.fma(min, s.splat(x[m][b].scaled_sum), sums[m][j]);
+                        sums[m][j] = s.fma(min, s.splat(groups[m][g].scaled_sum), sums[m][j]);
                     }
                 }
             }
@@ -227,7 +240,7 @@ impl Product<'_> {
             for j in 0..V {
                 let mut lanes = [0.0; LANES];
                 s.store(sums[m][j], &mut lanes);
-                self.part.write((t + m, panel.first + (v + j) * LANES), &lanes);
+                self.part.write((t + m, first + (v + j) * LANES), &lanes);
             }
         }
     }

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! panel p     columns 32p .. 32p + 32 of the result, which are rows of w
-//!   block b   elements 32b .. 32b + 32 of each: integers, then scales, then minima
-//!     line    four of the elements of each, as unsigned bytes; in 4 bits, two times four of them
+//!   group g   some blocks of 32 elements of each: integers, then scales, then minima
+//!     step    eight of the elements of each: in 8 bits four lines, in 4 bits two
 //! ```
 //!
-//! A panel is one run of memory that a product reads from its beginning to its end: 1088 bytes for a
-//! block in 8 bits, 640 in 4 bits. What is missing of the last panel and of the last block is zero.
+//! A line is one of the cache. A panel is one run of them that a product reads from its beginning to
+//! its end. What is missing of the last panel and of the last group is zero.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -15,232 +15,254 @@ use std::sync::OnceLock;
 use half::f16;
 
 use super::blocks::{Block, Quantization, QuantizeRow};
-use crate::simd::bytes::{BLOCK, ByteDot, OFFSET, QUADS, Quads, XBlock};
+use crate::simd::bytes::{BLOCK, ByteDot, OFFSET, Quads, STEPS, XGroup};
 use crate::simd::memory::{Lasting, collect_runs};
 use crate::simd::pairs::COLUMNS;
 use crate::simd::{LANES, Level};
 use crate::{KernelError, Result};
 
-/// A number for each column of a panel.
-type Columns = [[f16; LANES]; 2];
+/// A quad of each of sixteen columns, or a number of each of 32.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line(Quads);
 
-/// A block of each column of a panel.
-pub(super) trait PanelBlock: Copy + Send + Sync {
+impl Line {
+    const ZERO: Self = Self([[0; 4]; LANES]);
+
+    #[inline(always)]
+    pub(super) fn numbers(&self) -> &[[f16; LANES]; 2] {
+        // SAFETY: both have 64 bytes, of which every pattern is a value, and a line is aligned.
+        #[allow(unsafe_code)] // The same bytes as another type.
+        unsafe {
+            &*std::ptr::from_ref(&self.0).cast()
+        }
+    }
+
+    /// What lies so many bytes after it, which may be anything.
+    #[inline(always)]
+    pub(super) fn after(&self, bytes: usize) -> *const u8 {
+        std::ptr::from_ref(self).cast::<u8>().wrapping_add(bytes)
+    }
+
+    fn number(&self, column: usize) -> f32 {
+        self.numbers().as_flattened()[column].to_f32()
+    }
+
+    fn set_number(&mut self, column: usize, number: f32) {
+        let bytes = self.0.as_flattened_mut();
+        let bytes = &mut bytes[column * size_of::<f16>()..][..size_of::<f16>()];
+        bytes.copy_from_slice(&f16::from_f32(number).to_ne_bytes());
+    }
+}
+
+/// How a step of all columns of a panel is kept, in `L` lines.
+pub(super) trait Format<const L: usize> {
     /// What may be in a [`Block`].
     const RULE: &'static str;
-    /// Rows of a tile, on wide units: 4 or 6.
-    const MAX_ROWS: usize;
+    /// Lines of numbers at the end of a group: scales, and minima if there are two.
+    const SHARED: usize;
+    /// Rows of a tile that is the only one of a panel, on wide units: two bring the next panel nearer,
+    /// but take each line apart twice.
+    const MAX_ALONE: usize;
 
     /// Whether `block` is within [`Self::RULE`].
     fn accepts(block: &Block) -> bool;
-    /// Of the blocks of all columns.
-    fn pack(columns: [&Block; COLUMNS]) -> Self;
-    /// The block of a column.
-    fn column(&self, column: usize) -> Block;
+    /// Writes the integers of a column.
+    fn pack(q: &[i8; BLOCK], column: usize, steps: &mut [[Line; L]]);
+    /// Reads them.
+    fn column(steps: &[[Line; L]], column: usize) -> [i8; BLOCK];
 
-    /// From where the sum of a block's products begins, so that it becomes that of q.
-    fn start<D: ByteDot>(x: &XBlock<D::X>) -> i32;
-    /// Of the sixteen columns `v`, quads 2i and 2i + 1.
-    fn quads<D: ByteDot>(&self, d: D, i: usize, v: usize) -> [D::W; 2];
-    fn scales(&self) -> &Columns;
-    fn mins(&self) -> Option<&Columns>;
+    /// From where the sum of a group's products begins, so that it becomes that of q.
+    fn start<D: ByteDot>(x: &XGroup) -> i32;
+    /// The two quads of the sixteen columns `v`.
+    fn quads<D: ByteDot>(d: D, step: &[Line; L], v: usize) -> [D::W; 2];
 }
 
-/// In 8 bits: integers + 128.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Int8 {
-    quads: [[Quads; 2]; QUADS],
-    scales: Columns,
-}
+/// In 8 bits: integers + 128. A line is a quad of sixteen columns.
+pub(super) struct Int8;
 
-impl PanelBlock for Int8 {
+impl Format<4> for Int8 {
     const RULE: &'static str = "blocks whose minimum is 0";
-    /// The compiler does not keep the sums of more in registers.
-    const MAX_ROWS: usize = 4;
+    const SHARED: usize = 1;
+    const MAX_ALONE: usize = 4;
 
     fn accepts(block: &Block) -> bool {
         block.min == 0.0
     }
 
-    fn pack(columns: [&Block; COLUMNS]) -> Self {
-        let mut quads = [[[[0; 4]; LANES]; 2]; QUADS];
-        for (c, block) in columns.into_iter().enumerate() {
-            for (line, q) in quads.iter_mut().zip(block.q.as_chunks().0) {
-                line.as_flattened_mut()[c] = q.map(|q: i8| (i32::from(q) + OFFSET) as u8);
-            }
+    fn pack(q: &[i8; BLOCK], column: usize, steps: &mut [[Line; 4]]) {
+        let (v, lane) = (column / LANES, column % LANES);
+        for (step, q) in steps.iter_mut().zip(q.as_chunks().0.as_chunks::<2>().0) {
+            step[v].0[lane] = q[0].map(|q: i8| (i32::from(q) + OFFSET) as u8);
+            step[2 + v].0[lane] = q[1].map(|q| (i32::from(q) + OFFSET) as u8);
         }
-        Self { quads, scales: per_column(columns, |block| block.scale) }
     }
 
-    fn column(&self, column: usize) -> Block {
-        let mut block = Block { scale: number(&self.scales, column), ..Block::ZERO };
-        for (line, q) in self.quads.iter().zip(block.q.as_chunks_mut().0) {
-            *q = line.as_flattened()[column].map(|q| (i32::from(q) - OFFSET) as i8);
+    fn column(steps: &[[Line; 4]], column: usize) -> [i8; BLOCK] {
+        let (v, lane, mut q) = (column / LANES, column % LANES, [0; BLOCK]);
+        for (step, q) in steps.iter().zip(q.as_chunks_mut().0.as_chunks_mut::<2>().0) {
+            q[0] = step[v].0[lane].map(|q| (i32::from(q) - OFFSET) as i8);
+            q[1] = step[2 + v].0[lane].map(|q| (i32::from(q) - OFFSET) as i8);
         }
-        block
+        q
     }
 
     #[inline(always)]
-    fn start<D: ByteDot>(x: &XBlock<D::X>) -> i32 {
+    fn start<D: ByteDot>(x: &XGroup) -> i32 {
         if D::OFFSET == 0 { 0 } else { x.start }
     }
 
     #[inline(always)]
-    fn quads<D: ByteDot>(&self, d: D, i: usize, v: usize) -> [D::W; 2] {
-        [d.load(&self.quads[2 * i][v]), d.load(&self.quads[2 * i + 1][v])]
-    }
-
-    #[inline(always)]
-    fn scales(&self) -> &Columns {
-        &self.scales
-    }
-
-    #[inline(always)]
-    fn mins(&self) -> Option<&Columns> {
-        None
+    fn quads<D: ByteDot>(d: D, step: &[Line; 4], v: usize) -> [D::W; 2] {
+        [d.load(&step[v].0), d.load(&step[2 + v].0)]
     }
 }
 
-/// In 4 bits: the low halves of line i are quad 2i, the high ones quad 2i + 1.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Int4 {
-    quads: [[Quads; 2]; QUADS / 2],
-    scales: Columns,
-    mins: Columns,
-}
+/// In 4 bits. A line is two quads of sixteen columns: the low halves, and the high ones.
+pub(super) struct Int4;
 
-impl PanelBlock for Int4 {
+impl Format<2> for Int4 {
     const RULE: &'static str = "integers from 0 to 15";
-    /// The more rows, the fewer times a line is taken apart.
-    const MAX_ROWS: usize = 6;
+    const SHARED: usize = 2;
+    const MAX_ALONE: usize = 8;
 
     fn accepts(block: &Block) -> bool {
         block.q.iter().fold(0, |all, q| all | q) & !15 == 0
     }
 
-    fn pack(columns: [&Block; COLUMNS]) -> Self {
-        let mut quads = [[[[0; 4]; LANES]; 2]; QUADS / 2];
-        for (c, block) in columns.into_iter().enumerate() {
-            for (line, q) in quads.iter_mut().zip(block.q.as_chunks::<8>().0) {
-                let halves = |k| (q[k] | q[k + 4] << 4) as u8;
-                line.as_flattened_mut()[c] = [halves(0), halves(1), halves(2), halves(3)];
-            }
+    fn pack(q: &[i8; BLOCK], column: usize, steps: &mut [[Line; 2]]) {
+        for (step, q) in steps.iter_mut().zip(q.as_chunks::<8>().0) {
+            let halves = |k| (q[k] | q[k + 4] << 4) as u8;
+            step[column / LANES].0[column % LANES] = [halves(0), halves(1), halves(2), halves(3)];
         }
-        let scales = per_column(columns, |block| block.scale);
-        Self { quads, scales, mins: per_column(columns, |block| block.min) }
     }
 
-    fn column(&self, column: usize) -> Block {
-        let (scale, min) = (number(&self.scales, column), number(&self.mins, column));
-        let mut block = Block { scale, min, ..Block::ZERO };
-        for (line, q) in self.quads.iter().zip(block.q.as_chunks_mut::<8>().0) {
-            for (k, both) in line.as_flattened()[column].into_iter().enumerate() {
+    fn column(steps: &[[Line; 2]], column: usize) -> [i8; BLOCK] {
+        let mut q = [0; BLOCK];
+        for (step, q) in steps.iter().zip(q.as_chunks_mut::<8>().0) {
+            for (k, both) in step[column / LANES].0[column % LANES].into_iter().enumerate() {
                 (q[k], q[k + 4]) = ((both & 15) as i8, (both >> 4) as i8);
             }
         }
-        block
+        q
     }
 
     #[inline(always)]
-    fn start<D: ByteDot>(_: &XBlock<D::X>) -> i32 {
+    fn start<D: ByteDot>(_: &XGroup) -> i32 {
         0
     }
 
     #[inline(always)]
-    fn quads<D: ByteDot>(&self, d: D, i: usize, v: usize) -> [D::W; 2] {
-        d.load_halves(&self.quads[i][v])
+    fn quads<D: ByteDot>(d: D, step: &[Line; 2], v: usize) -> [D::W; 2] {
+        d.load_halves(&step[v].0)
     }
-
-    #[inline(always)]
-    fn scales(&self) -> &Columns {
-        &self.scales
-    }
-
-    #[inline(always)]
-    fn mins(&self) -> Option<&Columns> {
-        Some(&self.mins)
-    }
-}
-
-fn per_column(columns: [&Block; COLUMNS], number: impl Fn(&Block) -> f32) -> Columns {
-    let mut all = [[f16::ZERO; LANES]; 2];
-    for (to, block) in all.as_flattened_mut().iter_mut().zip(columns) {
-        *to = f16::from_f32(number(block));
-    }
-    all
-}
-
-fn number(all: &Columns, column: usize) -> f32 {
-    all.as_flattened()[column].to_f32()
 }
 
 /// `w [N, K]` in panels.
 pub(crate) struct Quantized {
-    pub(super) panels: Panels,
-    /// Of a panel: K / 32, rounded up.
+    lines: Lasting<Line>,
+    pub(super) kind: Quantization,
+    pub(super) shape: Shape,
+}
+
+/// That of a panel.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) groups: usize,
+    /// Of a group.
     pub(super) blocks: usize,
 }
 
-/// `[panels][blocks]`.
-pub(super) enum Panels {
-    Int8(Lasting<Int8>),
-    Int4(Lasting<Int4>),
+impl Shape {
+    fn new(in_features: usize, blocks: usize) -> Self {
+        Self { groups: in_features.div_ceil(blocks * BLOCK), blocks }
+    }
+
+    /// Lines of a group.
+    pub(super) fn group_lines<F: Format<L>, const L: usize>(self) -> usize {
+        self.blocks * STEPS * L + F::SHARED
+    }
+}
+
+/// The steps of a group, and what their elements have in common.
+#[inline(always)]
+pub(super) fn split<F: Format<L>, const L: usize>(group: &[Line]) -> (&[[Line; L]], &[Line]) {
+    let (steps, shared) = group.split_at(group.len() - F::SHARED);
+    (steps.as_chunks().0, shared)
 }
 
 impl fmt::Debug for Quantized {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.panels {
-            Panels::Int8(_) => Quantization::Int8,
-            Panels::Int4(_) => Quantization::Int4,
-        };
-        f.debug_struct("Quantized").field("kind", &kind).finish_non_exhaustive()
+        f.debug_struct("Quantized").field("kind", &self.kind).finish_non_exhaustive()
     }
 }
 
 impl Quantized {
-    /// Quantises w, `[N, K]`, of which `read` writes row n.
+    /// Quantises w, `[N, K]`, of which `read` writes row n, by groups of [`Quantization::GROUP`].
     pub(super) fn from_rows(
         [out_features, in_features]: [usize; 2],
-        quantization: Quantization,
+        kind: Quantization,
         read: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Result<Self> {
         let level = Level::current();
-        Self::from_blocks([out_features, in_features], quantization, |n, to| {
+        Self::new([out_features, in_features], kind, Quantization::GROUP / BLOCK, |n, to| {
             let mut row = vec![0.0; in_features];
             read(n, &mut row);
-            level.run(QuantizeRow { row: &row, to, quantization });
+            level.run(QuantizeRow { row: &row, to, kind });
         })
     }
 
-    /// Packs w, `[N, K]`, of which `read` writes the blocks of row n.
+    /// Packs w, `[N, K]`, of which `read` writes the blocks of row n, each of them a group.
     pub(super) fn from_blocks(
         shape: [usize; 2],
-        quantization: Quantization,
+        kind: Quantization,
         read: impl Fn(usize, &mut [Block]) + Sync,
     ) -> Result<Self> {
-        let panels = match quantization {
-            Quantization::Int8 => Panels::Int8(pack(shape, read)?),
-            Quantization::Int4 => Panels::Int4(pack(shape, read)?),
+        Self::new(shape, kind, 1, read)
+    }
+
+    fn new(
+        [out_features, in_features]: [usize; 2],
+        kind: Quantization,
+        blocks: usize,
+        read: impl Fn(usize, &mut [Block]) + Sync,
+    ) -> Result<Self> {
+        let shape = Shape::new(in_features, blocks);
+        let size = [out_features, in_features];
+        let lines = match kind {
+            Quantization::Int8 => pack::<Int8, 4>(size, shape, read)?,
+            Quantization::Int4 => pack::<Int4, 2>(size, shape, read)?,
         };
-        Ok(Self { panels, blocks: shape[1].div_ceil(BLOCK) })
+        Ok(Self { lines, kind, shape })
+    }
+
+    /// The panels from the one on that has column `n`.
+    #[inline(always)]
+    pub(super) fn panels<F: Format<L>, const L: usize>(&self, n: usize) -> &[Line] {
+        let len = self.shape.groups * self.shape.group_lines::<F, L>();
+        &self.lines[n / COLUMNS * len..]
     }
 
     /// Writes row `n` of w to `to`, as long as it is.
     pub(crate) fn row(&self, n: usize, to: &mut [f32]) {
-        match &self.panels {
-            Panels::Int8(panels) => self.row_of(panels, n, to),
-            Panels::Int4(panels) => self.row_of(panels, n, to),
+        match self.kind {
+            Quantization::Int8 => self.row_in::<Int8, 4>(n, to),
+            Quantization::Int4 => self.row_in::<Int4, 2>(n, to),
         }
     }
 
-    fn row_of<B: PanelBlock>(&self, panels: &[B], n: usize, to: &mut [f32]) {
-        let panel = &panels[n / COLUMNS * self.blocks..][..self.blocks];
-        for (block, to) in panel.iter().zip(to.chunks_mut(BLOCK)) {
-            let block = block.column(n % COLUMNS);
-            for (k, to) in to.iter_mut().enumerate() {
-                *to = block.element(k);
+    fn row_in<F: Format<L>, const L: usize>(&self, n: usize, to: &mut [f32]) {
+        let column = n % COLUMNS;
+        let groups = self.panels::<F, L>(n).chunks_exact(self.shape.group_lines::<F, L>());
+        for (group, to) in groups.zip(to.chunks_mut(self.shape.blocks * BLOCK)) {
+            let (steps, shared) = split::<F, L>(group);
+            let [scale, min] =
+                [0, 1].map(|i| shared.get(i).map_or(0.0, |line| line.number(column)));
+            for (steps, to) in steps.chunks_exact(STEPS).zip(to.chunks_mut(BLOCK)) {
+                let block = Block { q: F::column(steps, column), scale, min };
+                for (k, to) in to.iter_mut().enumerate() {
+                    *to = block.element(k);
+                }
             }
         }
     }
@@ -248,30 +270,50 @@ impl Quantized {
 
 /// The panels of w, which threads share out. Of w, only the rows of the panels that are being made
 /// are in memory.
-fn pack<B: PanelBlock>(
+fn pack<F: Format<L>, const L: usize>(
     [out_features, in_features]: [usize; 2],
+    shape: Shape,
     read: impl Fn(usize, &mut [Block]) + Sync,
-) -> Result<Lasting<B>> {
+) -> Result<Lasting<Line>> {
     let blocks = in_features.div_ceil(BLOCK);
+    let (stride, group_lines) = (shape.groups * shape.blocks, shape.group_lines::<F, L>());
     let broken = OnceLock::new();
     // Some 2 elements a nanosecond, where they are quantised first.
     let nanoseconds = out_features * in_features / 2;
-    let panels = collect_runs(out_features.div_ceil(COLUMNS), blocks, nanoseconds, |panel| {
-        let mut rows = vec![Block::ZERO; COLUMNS * blocks];
-        for (n, row) in (panel * COLUMNS..out_features).zip(rows.chunks_exact_mut(blocks.max(1))) {
+    let panel_lines = shape.groups * group_lines;
+    let panels = collect_runs(out_features.div_ceil(COLUMNS), panel_lines, nanoseconds, |panel| {
+        let mut rows = vec![Block::ZERO; COLUMNS * stride];
+        for (n, row) in (panel * COLUMNS..out_features).zip(rows.chunks_exact_mut(stride.max(1))) {
+            let row = &mut row[..blocks];
             read(n, row);
-            if let Some(b) = row.iter().position(|block| !B::accepts(block)) {
+            if let Some(b) = row.iter().position(|block| !F::accepts(block)) {
                 broken.get_or_init(|| KernelError::Value {
                     argument: "blocks",
-                    rule: B::RULE.to_owned(),
+                    rule: F::RULE.to_owned(),
                     found: format!("row {n}, block {b}: {:?}", row[b]),
                 });
             }
         }
-        (0..blocks).map(move |b| B::pack(std::array::from_fn(|c| &rows[c * blocks + b])))
+        let mut lines = vec![Line::ZERO; panel_lines];
+        for (g, group) in lines.chunks_exact_mut(group_lines).enumerate() {
+            let of_column = |c| &rows[c * stride + g * shape.blocks..][..shape.blocks];
+            (0..COLUMNS).for_each(|c| pack_column::<F, L>(of_column(c), c, group));
+        }
+        lines.into_iter()
     });
     match broken.into_inner() {
         None => Ok(panels),
         Some(error) => Err(error),
+    }
+}
+
+/// Writes a group of one column.
+fn pack_column<F: Format<L>, const L: usize>(blocks: &[Block], column: usize, group: &mut [Line]) {
+    let (steps, shared) = group.split_at_mut(group.len() - F::SHARED);
+    for (block, steps) in blocks.iter().zip(steps.as_chunks_mut().0.chunks_exact_mut(STEPS)) {
+        F::pack(&block.q, column, steps);
+    }
+    for (line, number) in shared.iter_mut().zip([blocks[0].scale, blocks[0].min]) {
+        line.set_number(column, number);
     }
 }

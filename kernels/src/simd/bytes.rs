@@ -1,10 +1,10 @@
 //! Products of bytes with exact sums, in the best instructions that the processor has for them.
 //!
 //! Weights come in quads: four neighbours in k of each of sixteen columns, as unsigned bytes
-//! ([`Quads`]). x is quantised on the way: 32 neighbours in k share a scale ([`XBlock`]), and a row
-//! meets the weights four elements at a time. The sums of a block are integers without any rounding,
-//! so every kind of units gives the same bits; what becomes of them in f32 goes through the same
-//! [`Simd`] operations everywhere.
+//! ([`Quads`]). x is quantised on the way: as many neighbours in k share a scale as do in w, a group
+//! ([`XGroup`]), and a row meets the weights four elements at a time. The sums of a group are integers
+//! without any rounding, so every kind of units gives the same bits; what becomes of them in f32 goes
+//! through the same [`Simd`] operations everywhere.
 //!
 //! | units | a quad adds to the sum |
 //! |---|---|
@@ -26,15 +26,18 @@ use super::x86_bytes::{Avx512Bw, Avx512Vnni, AvxVnni};
 use super::{LANES, Level, Simd, Task};
 #[cfg(target_arch = "aarch64")]
 use super::{neon::Neon, neon_bytes::NeonSdot};
-use crate::parallel;
+use crate::parallel::{self, Disjoint};
 use crate::scratch::{Aligned, Plain};
 use crate::view::Rows;
 
-/// Elements along k that share a scale.
+/// Elements along k of a block: a group is one or more.
 pub(crate) const BLOCK: usize = 32;
 
-/// Quads of a block.
-pub(crate) const QUADS: usize = BLOCK / 4;
+/// The largest group, in blocks.
+pub(crate) const MAX_GROUP: usize = 2;
+
+/// Steps of a block, of two quads each.
+pub(crate) const STEPS: usize = BLOCK / 8;
 
 /// What unsigned bytes exceed the signed integers by that they stand for.
 pub(crate) const OFFSET: i32 = 128;
@@ -71,101 +74,160 @@ impl Quad for [i32; 2] {
     }
 }
 
-/// 32 elements of a row of x: element k is `scale * q[k]`, but for rounding.
+/// What the elements of a group of x have in common: element k is `scale * q[k]`, but for rounding.
 #[derive(Clone, Copy)]
-pub(crate) struct XBlock<X> {
-    /// The integers q.
-    pub(crate) quads: [X; QUADS],
-    /// `-OFFSET` times their sum: what products with weights exceed those with their bytes by.
+pub(crate) struct XGroup {
+    /// `-OFFSET` times the sum of q: what products with weights exceed those with their bytes by.
     pub(crate) start: i32,
     /// The largest of the elements / 127. NaN if one is not finite: so is every product then.
     pub(crate) scale: f32,
-    /// `scale * sum`.
+    /// `scale` times the sum of q.
     pub(crate) scaled_sum: f32,
 }
 
-// SAFETY: numbers of 32 bits, of which every pattern is a value; `Quad` is implemented here alone,
-// for one or two i32.
+// SAFETY: numbers of 32 bits, of which every pattern is a value.
 #[allow(unsafe_code)] // A promise about its bits.
-unsafe impl<X: Quad> Plain for XBlock<X> {}
+unsafe impl Plain for XGroup {}
+// SAFETY: as above.
+#[allow(unsafe_code)] // A promise about its bits.
+unsafe impl Plain for [i32; 2] {}
+// SAFETY: as above.
+#[allow(unsafe_code)] // A promise about its bits.
+unsafe impl Plain for [[i32; 2]; 2] {}
 
-impl<X: Quad> XBlock<X> {
-    #[inline(always)]
-    fn new(x: &[f32; BLOCK]) -> Self {
-        let (q, scale) = quantize(x);
-        let sum: i32 = q.iter().sum();
-        let (mut bytes, mut quads) = ([0; BLOCK], [X::ZERO; QUADS]);
-        for (byte, q) in bytes.iter_mut().zip(q) {
+/// Rows of x, one after the other, all of them as many groups long.
+pub(crate) struct XRows<X> {
+    /// The integers q, step by step.
+    pub(crate) steps: Aligned<[X; 2]>,
+    pub(crate) groups: Aligned<XGroup>,
+}
+
+/// Quantises a group: element i is `scale * q[i]`, to half of the scale.
+#[inline(always)]
+fn quantize<X: Quad, const B: usize>(
+    x: &[[f32; BLOCK]; B],
+    to: &mut [[[X; 2]; STEPS]; B],
+) -> XGroup {
+    let (scale, inverse) = scale(x);
+    if scale.is_nan() {
+        to.fill([[X::ZERO; 2]; STEPS]);
+        return XGroup { start: 0, scale, scaled_sum: scale };
+    }
+    let mut sums = [0; BLOCK];
+    for (x, to) in x.iter().zip(to) {
+        let q = integers(x, inverse);
+        let mut bytes = [0; BLOCK];
+        for ((byte, q), sum) in bytes.iter_mut().zip(q).zip(&mut sums) {
             *byte = q as i8;
+            *sum += q;
         }
-        for (quad, bytes) in quads.iter_mut().zip(bytes.as_chunks().0) {
+        for (quad, bytes) in to.as_flattened_mut().iter_mut().zip(bytes.as_chunks().0) {
             *quad = X::new(*bytes);
         }
-        Self { quads, start: -OFFSET * sum, scale, scaled_sum: scale * sum as f32 }
+    }
+    let sum = sums.iter().sum::<i32>();
+    XGroup { start: -OFFSET * sum, scale, scaled_sum: scale * sum as f32 }
+}
+
+/// The scale of a group, and what its elements are multiplied by: with it, the largest is 127. NaN
+/// if one is not finite, and 0 for both if all are too small.
+#[inline(always)]
+pub(crate) fn scale(x: &[[f32; BLOCK]]) -> (f32, f32) {
+    let largest = largest(x);
+    let scale = largest / 127.0;
+    if !scale.is_finite() {
+        (f32::NAN, 0.0)
+    } else if scale < f32::MIN_POSITIVE {
+        (0.0, 0.0)
+    } else {
+        (scale, 127.0 / largest)
     }
 }
 
-/// Integers from -127 to 127 and their scale: `x[i]` is `scale * q[i]`, to half of the scale.
+/// Integers from -127 to 127, with what [`scale`] gave of the whole group.
 #[inline(always)]
-pub(crate) fn quantize(x: &[f32; BLOCK]) -> ([i32; BLOCK], f32) {
-    let largest = largest(x);
-    let (scale, mut q) = (largest / 127.0, [0; BLOCK]);
-    if !scale.is_finite() {
-        return (q, f32::NAN);
-    }
-    if scale < f32::MIN_POSITIVE {
-        return (q, 0.0);
-    }
-    let inverse = 127.0 / largest;
+pub(crate) fn integers(x: &[f32; BLOCK], inverse: f32) -> [i32; BLOCK] {
+    let mut q = [0; BLOCK];
     for (q, x) in q.iter_mut().zip(x) {
         *q = nearest(x * inverse);
     }
-    (q, scale)
+    q
 }
 
 /// The largest absolute value. NaN, if there is one, is larger than infinity: bits are compared.
 #[inline(always)]
-pub(crate) fn largest(x: &[f32; BLOCK]) -> f32 {
-    let bits = x.iter().fold(0, |largest, x| (x.to_bits() & 0x7fff_ffff).max(largest));
-    f32::from_bits(bits)
+pub(crate) fn largest(x: &[[f32; BLOCK]]) -> f32 {
+    let mut bits = [0; BLOCK];
+    for x in x {
+        for (bits, x) in bits.iter_mut().zip(x) {
+            *bits = (x.to_bits() & 0x7fff_ffff).max(*bits);
+        }
+    }
+    f32::from_bits(bits.into_iter().fold(0, u32::max))
 }
 
-/// Rows of x as the processor's units take them, block by block.
+/// Rows of x as the processor's units take them.
 pub(crate) enum Activations {
-    Bytes(Aligned<XBlock<i32>>),
+    Bytes(XRows<i32>),
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // Made by x86's units alone.
-    Words(Aligned<XBlock<[i32; 2]>>),
+    Words(XRows<[i32; 2]>),
 }
 
-/// Rows of `stride` blocks each.
-fn take<X: Quad>(x: Rows<'_>, stride: usize) -> Aligned<XBlock<X>> {
+/// The rows by groups of so many blocks, the last one filled up with zeros.
+fn take<X: Quad>(x: Rows<'_>, blocks: usize) -> XRows<X>
+where
+    [X; 2]: Plain,
+{
     struct Row<'a, X> {
         x: &'a [f32],
-        to: &'a mut [XBlock<X>],
+        blocks: usize,
+        steps: &'a mut [[X; 2]],
+        groups: &'a mut [XGroup],
     }
     impl<X: Quad> Task for Row<'_, X> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, _: S) {
-            let (whole, tail) = self.x.as_chunks();
-            for (x, to) in whole.iter().zip(&mut *self.to) {
-                *to = XBlock::new(x);
-            }
-            if !tail.is_empty() {
-                let mut last = [0.0; BLOCK];
-                last[..tail.len()].copy_from_slice(tail);
-                self.to[whole.len()] = XBlock::new(&last);
+            match self.blocks {
+                1 => self.groups_of::<1>(),
+                2 => self.groups_of::<2>(),
+                blocks => unreachable!("groups have one block or two, not {blocks}"),
             }
         }
     }
-    let (level, mut blocks) = (Level::current(), Aligned::new(x.count * stride));
-    let nanoseconds = 20 * blocks.len(); // Of each block some 20.
-    parallel::for_rows(&mut blocks, stride, nanoseconds, |first, rows| {
-        for (t, to) in rows.chunks_exact_mut(stride).enumerate() {
-            level.run(Row { x: x.row(first + t), to });
+    impl<X: Quad> Row<'_, X> {
+        /// By groups of `B` blocks. As that is known when this is compiled, loops over a group are
+        /// vectors and nothing else.
+        #[inline(always)]
+        fn groups_of<const B: usize>(self) {
+            let x = self.x.as_chunks().0.as_chunks::<B>().0;
+            let to = self.steps.as_chunks_mut().0.as_chunks_mut::<B>().0;
+            for ((x, to), group) in x.iter().zip(&mut *to).zip(&mut *self.groups) {
+                *group = quantize(x, to);
+            }
+            let tail = &self.x[self.x.len() / (B * BLOCK) * B * BLOCK..];
+            if !tail.is_empty() {
+                let mut last = [[0.0; BLOCK]; B];
+                last.as_flattened_mut()[..tail.len()].copy_from_slice(tail);
+                self.groups[x.len()] = quantize(&last, &mut to[x.len()]);
+            }
+        }
+    }
+    let (level, stride) = (Level::current(), x.len.div_ceil(blocks * BLOCK));
+    let steps_stride = stride * blocks * STEPS;
+    let mut steps = Aligned::new(x.count * steps_stride);
+    let mut groups = Aligned::new(x.count * stride);
+    let nanoseconds = 8 * blocks * groups.len(); // Of each block some 8.
+    let all = Disjoint::new(&mut groups);
+    parallel::for_rows(&mut steps, steps_stride, nanoseconds, |first, rows| {
+        for (t, steps) in (first..).zip(rows.chunks_exact_mut(steps_stride)) {
+            // SAFETY: each row of steps is given out once, and with it its groups.
+            #[allow(unsafe_code)] // Rows of another length, which the compiler cannot see apart.
+            let groups = unsafe { all.part(t * stride..(t + 1) * stride) };
+            level.run(Row { x: x.row(t), blocks, steps, groups });
         }
     });
-    blocks
+    XRows { steps, groups }
 }
 
 /// Sums of products of bytes. A value of an implementing type is the proof that the processor has
@@ -184,8 +246,8 @@ pub(crate) trait ByteDot: Copy {
     const OFFSET: i32;
 
     fn simd(self) -> Self::S;
-    /// The blocks of `x`, which were made for these units.
-    fn activations(self, x: &Activations) -> &[XBlock<Self::X>];
+    /// `x`, which was made for these units.
+    fn activations(self, x: &Activations) -> &XRows<Self::X>;
     /// Whole bytes, less what [`Self::OFFSET`] is below [`OFFSET`].
     fn load(self, w: &Quads) -> Self::W;
     /// The low four bits of each byte, and the high ones.
@@ -210,7 +272,7 @@ impl ByteDot for Portable {
     }
 
     #[inline(always)]
-    fn activations(self, x: &Activations) -> &[XBlock<i32>] {
+    fn activations(self, x: &Activations) -> &XRows<i32> {
         match x {
             Activations::Bytes(x) => x,
             Activations::Words(_) => unreachable!("a process has one kind of units"),
@@ -369,16 +431,16 @@ impl ByteUnits {
         }
     }
 
-    /// The rows of x as these units take them, `stride` blocks each, filled up with zeros.
-    pub(crate) fn take(self, x: Rows<'_>, stride: usize) -> Activations {
+    /// The rows of x as these units take them, by groups of so many blocks, at most [`MAX_GROUP`].
+    pub(crate) fn take(self, x: Rows<'_>, blocks: usize) -> Activations {
         match self {
-            Self::Portable(_) => Activations::Bytes(take(x, stride)),
+            Self::Portable(_) => Activations::Bytes(take(x, blocks)),
             #[cfg(target_arch = "aarch64")]
-            Self::Neon(_) | Self::NeonSdot(_) => Activations::Bytes(take(x, stride)),
+            Self::Neon(_) | Self::NeonSdot(_) => Activations::Bytes(take(x, blocks)),
             #[cfg(target_arch = "x86_64")]
-            Self::AvxVnni(_) | Self::Avx512Vnni(_) => Activations::Bytes(take(x, stride)),
+            Self::AvxVnni(_) | Self::Avx512Vnni(_) => Activations::Bytes(take(x, blocks)),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) | Self::Avx512Bw(_) => Activations::Words(take(x, stride)),
+            Self::Avx2(_) | Self::Avx512Bw(_) => Activations::Words(take(x, blocks)),
         }
     }
 
@@ -421,28 +483,39 @@ pub(crate) fn with_all_byte_units(test: impl Fn(ByteUnits)) {
 mod tests {
     use super::*;
 
+    /// The integers of a block that is a group, and their scale.
+    fn quantized(x: &[f32; BLOCK]) -> ([i32; BLOCK], f32) {
+        let mut steps = [[[0; 2]; STEPS]];
+        let group = quantize(std::array::from_ref(x), &mut steps);
+        let bytes =
+            steps.as_flattened().as_flattened().iter().flat_map(|quad: &i32| quad.to_le_bytes());
+        let q: Vec<i32> = bytes.map(|byte| i32::from(byte as i8)).collect();
+        assert_eq!(group.start, -OFFSET * q.iter().sum::<i32>());
+        (q.try_into().unwrap(), group.scale)
+    }
+
     #[test]
     fn x_is_rounded_to_the_nearest_of_255_steps_and_ties_to_even() {
         let mut x = [0.0; BLOCK];
         x[..8].copy_from_slice(&[127.0, 0.5, 1.5, -0.5, -2.5, 3.49, 3.51, -126.6]);
-        let (q, scale) = quantize(&x);
+        let (q, scale) = quantized(&x);
         assert_eq!(scale, 1.0);
         assert_eq!(q[..9], [127, 0, 2, 0, -2, 3, 4, -127, 0]);
         let small = 2f32.powi(-120);
-        let (q, scale) = quantize(&x.map(|x| x * -small));
+        let (q, scale) = quantized(&x.map(|x| x * -small));
         assert_eq!(scale, small);
         assert_eq!(q[..9], [-127, 0, -2, 0, 2, -3, -4, 127, 0]);
     }
 
     #[test]
     fn what_is_too_small_is_zero_and_what_is_not_finite_has_no_scale() {
-        assert_eq!(quantize(&[0.0; BLOCK]), ([0; BLOCK], 0.0));
-        assert_eq!(quantize(&[1e-40; BLOCK]), ([0; BLOCK], 0.0));
-        assert_eq!(quantize(&[f32::MAX; BLOCK]).0, [127; BLOCK]);
+        assert_eq!(quantized(&[0.0; BLOCK]), ([0; BLOCK], 0.0));
+        assert_eq!(quantized(&[1e-40; BLOCK]), ([0; BLOCK], 0.0));
+        assert_eq!(quantized(&[f32::MAX; BLOCK]).0, [127; BLOCK]);
         for not_finite in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -f32::NAN] {
             let mut x = [1.0; BLOCK];
             x[17] = not_finite;
-            let (q, scale) = quantize(&x);
+            let (q, scale) = quantized(&x);
             assert!(q == [0; BLOCK] && scale.is_nan(), "{not_finite}");
         }
     }
@@ -474,9 +547,9 @@ mod tests {
     #[test]
     fn sums_are_exact_in_all_units_also_at_the_limits() {
         let limits = [0u8, 255, 128, 127, 1, 240, 15];
-        let w: Vec<Quads> = (0..QUADS)
+        let w: Vec<Quads> = (0..2 * STEPS)
             .map(|k| std::array::from_fn(|i| std::array::from_fn(|j| limits[(3 * k + i + j) % 7])))
-            .chain([[[255; 4]; LANES]; QUADS])
+            .chain([[[255; 4]; LANES]; 2 * STEPS])
             .collect();
         let signs = [127i8, -127, 127, 127, 0, -1, -127];
         for constant in [false, true] {

@@ -8,7 +8,7 @@
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
-use super::bytes::{Activations, ByteDot, ByteTask, Quads, XBlock};
+use super::bytes::{Activations, ByteDot, ByteTask, Quads, XRows};
 use super::neon::Neon;
 
 /// The proof that the processor has SDOT, and what [`Neon`] proves.
@@ -44,7 +44,7 @@ impl ByteDot for NeonSdot {
     }
 
     #[inline(always)]
-    fn activations(self, x: &Activations) -> &[XBlock<i32>] {
+    fn activations(self, x: &Activations) -> &XRows<i32> {
         bytes(x)
     }
 
@@ -129,7 +129,7 @@ impl ByteDot for Neon {
     }
 
     #[inline(always)]
-    fn activations(self, x: &Activations) -> &[XBlock<i32>] {
+    fn activations(self, x: &Activations) -> &XRows<i32> {
         bytes(x)
     }
 
@@ -180,7 +180,7 @@ impl ByteDot for Neon {
 }
 
 #[inline(always)]
-fn bytes(x: &Activations) -> &[XBlock<i32>] {
+fn bytes(x: &Activations) -> &XRows<i32> {
     match x {
         Activations::Bytes(x) => x,
         Activations::Words(_) => unreachable!("a process has one kind of units"),

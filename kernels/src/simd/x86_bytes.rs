@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::bytes::{Activations, ByteDot, ByteTask, OFFSET, Quads, XBlock};
+use super::bytes::{Activations, ByteDot, ByteTask, OFFSET, Quads, XRows};
 use super::x86::{Avx2, Avx512};
 
 /// The proof that the processor has AVX-512 VNNI, and what [`Avx512`] proves.
@@ -43,7 +43,7 @@ impl ByteDot for Avx512Vnni {
     }
 
     #[inline(always)]
-    fn activations(self, x: &Activations) -> &[XBlock<i32>] {
+    fn activations(self, x: &Activations) -> &XRows<i32> {
         bytes(x)
     }
 
@@ -115,7 +115,7 @@ impl ByteDot for Avx512Bw {
     }
 
     #[inline(always)]
-    fn activations(self, x: &Activations) -> &[XBlock<[i32; 2]>] {
+    fn activations(self, x: &Activations) -> &XRows<[i32; 2]> {
         words(x)
     }
 
@@ -198,7 +198,7 @@ impl ByteDot for AvxVnni {
     }
 
     #[inline(always)]
-    fn activations(self, x: &Activations) -> &[XBlock<i32>] {
+    fn activations(self, x: &Activations) -> &XRows<i32> {
         bytes(x)
     }
 
@@ -279,7 +279,7 @@ impl ByteDot for Avx2 {
     }
 
     #[inline(always)]
-    fn activations(self, x: &Activations) -> &[XBlock<[i32; 2]>] {
+    fn activations(self, x: &Activations) -> &XRows<[i32; 2]> {
         words(x)
     }
 
@@ -327,7 +327,7 @@ impl ByteDot for Avx2 {
 }
 
 #[inline(always)]
-fn bytes(x: &Activations) -> &[XBlock<i32>] {
+fn bytes(x: &Activations) -> &XRows<i32> {
     match x {
         Activations::Bytes(x) => x,
         Activations::Words(_) => unreachable!("a process has one kind of units"),
@@ -335,7 +335,7 @@ fn bytes(x: &Activations) -> &[XBlock<i32>] {
 }
 
 #[inline(always)]
-fn words(x: &Activations) -> &[XBlock<[i32; 2]>] {
+fn words(x: &Activations) -> &XRows<[i32; 2]> {
     match x {
         Activations::Words(x) => x,
         Activations::Bytes(_) => unreachable!("a process has one kind of units"),
