@@ -4,7 +4,8 @@ use std::hint::black_box;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::scratch::Aligned;
-use crate::simd::bytes::{ByteDot, ByteTask, ByteUnits, Quad, Quads};
+use crate::simd::bytes::{ByteDot, ByteTask, ByteUnits, Quads};
+use crate::simd::groups::Quad;
 use crate::simd::memory::prefer_huge_pages;
 use crate::simd::pairs::Units;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

@@ -6,7 +6,7 @@
 //! The scale and the minimum are rounded to f16 first, and the integers chosen for what they have
 //! become: so rounding them costs next to nothing.
 
-use crate::simd::bytes::{BLOCK, MAX_GROUP, largest};
+use crate::simd::groups::{BLOCK, MAX_GROUP, largest};
 use crate::simd::math::ROUND;
 use crate::simd::{LANES, Simd, Task};
 

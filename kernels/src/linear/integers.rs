@@ -19,9 +19,8 @@ use std::ops::Range;
 use super::blocks::Quantization;
 use super::cpu::Part;
 use super::quantized::{Format, Int4, Int8, Line, Quantized, split};
-use crate::simd::bytes::{
-    Activations, BLOCK, ByteDot, ByteTask, ByteUnits, MAX_GROUP, STEPS, XGroup,
-};
+use crate::simd::bytes::{ByteDot, ByteTask, ByteUnits};
+use crate::simd::groups::{Activations, BLOCK, MAX_GROUP, STEPS, XGroup};
 use crate::simd::pairs::COLUMNS;
 use crate::simd::{LANES, Simd};
 use crate::view::Rows;

@@ -15,7 +15,8 @@ use std::sync::OnceLock;
 use half::f16;
 
 use super::blocks::{Block, Quantization, QuantizeRow};
-use crate::simd::bytes::{BLOCK, ByteDot, OFFSET, Quads, STEPS, XGroup};
+use crate::simd::bytes::{ByteDot, OFFSET, Quads};
+use crate::simd::groups::{BLOCK, STEPS, XGroup};
 use crate::simd::memory::{Lasting, collect_runs};
 use crate::simd::pairs::COLUMNS;
 use crate::simd::{LANES, Level};

@@ -3,7 +3,8 @@ use half::f16;
 
 use super::*;
 use crate::embedding::{Table, embedding};
-use crate::simd::bytes::{self, with_all_byte_units};
+use crate::simd::bytes::with_all_byte_units;
+use crate::simd::groups;
 use crate::testing::{
     DTYPES, assert_close, assert_error, bits, random, random_tensor, strided, values,
 };
@@ -18,15 +19,15 @@ fn kept(w: &LinearWeight) -> Vec<f32> {
 
 /// `x`, rows of `len`, as products take it, by groups of so many.
 fn taken(x: &[f32], len: usize, group: usize) -> Vec<f32> {
-    let groups = x.chunks(len).flat_map(|row| row.chunks(group));
-    let group = |x: &[f32]| {
-        let mut padded = vec![[0.0; bytes::BLOCK]; group / bytes::BLOCK];
+    let parts = x.chunks(len).flat_map(|row| row.chunks(group));
+    let taken = |x: &[f32]| {
+        let mut padded = vec![[0.0; groups::BLOCK]; group / groups::BLOCK];
         padded.as_flattened_mut()[..x.len()].copy_from_slice(x);
-        let (scale, inverse) = bytes::scale(&padded);
-        let q: Vec<_> = padded.iter().map(|x| bytes::integers(x, inverse)).collect();
+        let (scale, inverse) = groups::scale(&padded);
+        let q: Vec<_> = padded.iter().map(|x| groups::integers(x, inverse)).collect();
         q.as_flattened()[..x.len()].iter().map(|&q| scale * q as f32).collect::<Vec<_>>()
     };
-    groups.flat_map(group).collect()
+    parts.flat_map(taken).collect()
 }
 
 /// The root of the mean square of `a - b`, as a part of that of `b`.

@@ -11,6 +11,7 @@
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 pub(crate) mod bytes;
+pub(crate) mod groups;
 pub(crate) mod math;
 pub(crate) mod memory;
 #[cfg(target_arch = "aarch64")]

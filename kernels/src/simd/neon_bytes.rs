@@ -8,7 +8,8 @@
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
-use super::bytes::{Activations, ByteDot, ByteTask, Quads, XRows};
+use super::bytes::{ByteDot, ByteTask, Quads};
+use super::groups::{Activations, XRows};
 use super::neon::Neon;
 
 /// The proof that the processor has SDOT, and what [`Neon`] proves.

@@ -2,12 +2,13 @@
 //!
 //! VNNI multiplies unsigned bytes with signed ones and adds four products to 32 bits in one
 //! instruction. Before it, the even and the odd bytes of w are widened to 16 bits each, where they
-//! already stand, and meet the same elements of x ([`Quad`](super::bytes::Quad)) in `vpmaddwd`.
+//! already stand, and meet the same elements of x ([`Quad`](super::groups::Quad)) in `vpmaddwd`.
 #![allow(unsafe_code)] // Intrinsics, and calls of functions compiled for more than the baseline.
 
 use std::arch::x86_64::*;
 
-use super::bytes::{Activations, ByteDot, ByteTask, OFFSET, Quads, XRows};
+use super::bytes::{ByteDot, ByteTask, OFFSET, Quads};
+use super::groups::{Activations, XRows};
 use super::x86::{Avx2, Avx512};
 
 /// The proof that the processor has AVX-512 VNNI, and what [`Avx512`] proves.
