@@ -42,6 +42,12 @@ pub trait Model: Send {
     fn sample_time(&self) -> Duration {
         Duration::ZERO
     }
+
+    /// Does one piece of what there is time for while no batch is there. Returns whether there was
+    /// anything to do.
+    fn idle(&mut self) -> bool {
+        false
+    }
 }
 
 /// What a row comes to: a token, if it samples.

@@ -168,4 +168,8 @@ impl<M: Model> Pipeline for Immediate<M> {
     fn finish(&mut self) -> Computed {
         self.computed.take().expect("a batch is in flight")
     }
+
+    fn idle(&mut self) -> bool {
+        self.model.idle()
+    }
 }

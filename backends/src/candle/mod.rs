@@ -7,6 +7,7 @@
 //! `candle` gives tensors; every computation is an op of `millstream_kernels`. On a GPU, `cuda` has
 //! the same decoder with everything on the device.
 
+mod ahead;
 mod cache;
 mod clock;
 #[cfg(feature = "cuda")]

@@ -4,6 +4,7 @@
 //! each is sampled by itself, so a row whose logits are not numbers fails alone. A kernel that
 //! refuses its arguments is a bug, not a row's failure: it panics, and the worker is restarted.
 
+use super::ahead::Ahead;
 use super::cache::{self, CachePlan, KvCache};
 use super::clock::{Clock, Part};
 use super::decoder::Decoder;
@@ -34,6 +35,7 @@ pub struct CandleModel {
     decoder: Decoder<Host>,
     cache: KvCache,
     plan: CachePlan,
+    ahead: Ahead,
     space: RefCell<Workspace>,
     samplers: Samplers,
     /// `None` for a checkpoint without a tokenizer.
@@ -65,10 +67,12 @@ impl CandleModel {
         let budget = cache::memory_budget(options);
         let plan = CachePlan::new(&description.spec, loaded.dtype, options, budget)?;
         let info = description.info(&plan, &loaded, options);
+        let cache = plan.allocate()?;
         let mut model = Self {
             info,
             decoder,
-            cache: plan.allocate()?,
+            ahead: Ahead::new(&cache),
+            cache,
             plan,
             space: RefCell::default(),
             samplers: Samplers::new(description.vocab_size),
@@ -219,6 +223,7 @@ impl Model for CandleModel {
         if batch.ids.is_empty() {
             return Vec::new();
         }
+        self.ahead.used(batch, self.plan.block_size);
         self.clock.begin();
         let Computed { sampled, reported, sample_time } = match self.sampled(batch) {
             Ok(computed) => computed,
@@ -250,6 +255,13 @@ impl Model for CandleModel {
 
     fn sample_time(&self) -> Duration {
         self.sample_time
+    }
+
+    fn idle(&mut self) -> bool {
+        match self.ahead.prepare() {
+            Ok(prepared) => prepared,
+            Err(error) => panic!("a kernel refused the cache: {error}"),
+        }
     }
 }
 

@@ -19,13 +19,15 @@ mod cpu;
 #[cfg(test)]
 mod reference;
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor, WithDType};
 use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 
 use crate::element::Element;
 use crate::simd::LANES;
-use crate::simd::memory::prefer_huge_pages;
+use crate::simd::memory::{self, prefer_huge_pages};
 use crate::view::{self, Locked};
 use crate::{KernelError, Result};
 
@@ -74,6 +76,32 @@ fn aligned<B: Copy, E: WithDType>(
     let memory = of(memory);
     let all = Tensor::from_vec(memory, len + LINE / size_of::<B>(), &Device::Cpu)?;
     Ok(all.narrow(0, first, len)?.reshape(shape)?)
+}
+
+/// Has the system back some blocks of a cache with memory, which it otherwise does when they are first
+/// written; what they hold stays. So whoever writes there later does not wait until it is cleared.
+pub fn populate(cache: &Tensor, blocks: Range<usize>) -> Result<()> {
+    let [all, kv_heads, groups, width] =
+        view::dims(cache, "cache", ["N", "K", "B / 16", "16 * D"])?;
+    if blocks.start > blocks.end || blocks.end > all {
+        let (argument, rule) = ("blocks", format!("a range within 0..{all}"));
+        return Err(KernelError::Value { argument, rule, found: format!("{blocks:?}") });
+    }
+    let block = kv_heads * groups * width;
+    let elements = blocks.start * block..blocks.end * block;
+    match cache.dtype() {
+        DType::F32 => backed::<f32>(cache, elements),
+        DType::F16 => backed::<f16>(cache, elements),
+        DType::BF16 => backed::<bf16>(cache, elements),
+        found => {
+            let (argument, expected) = ("cache", "f32, f16 or bf16");
+            Err(KernelError::DType { argument, expected, found })
+        }
+    }
+}
+
+fn backed<E: Element>(cache: &Tensor, elements: Range<usize>) -> Result<()> {
+    view::write(cache, "cache", &[], |all: &mut [E]| memory::populate(&mut all[elements]))
 }
 
 /// Which of the two a cache holds.
@@ -298,6 +326,21 @@ mod tests {
     fn blocks_that_are_no_whole_groups_are_refused() {
         let message = "block_size: expected a multiple of 16, found 24";
         assert_error(zeros([3, 2, 24, 64], DType::BF16), message);
+    }
+
+    #[test]
+    fn what_is_backed_with_memory_stays_as_it_is() {
+        for dtype in DTYPES {
+            let cache = random_tensor(1, &cache_shape([5, 2, 16, 64]), dtype);
+            let before = values(&cache);
+            for blocks in [0..5, 1..4, 2..2, 5..5] {
+                populate(&cache, blocks).unwrap();
+            }
+            assert_eq!(values(&cache), before);
+        }
+        let cache = zeros([5, 2, 16, 64], DType::BF16).unwrap();
+        let message = "blocks: expected a range within 0..5, found 4..6";
+        assert_error(populate(&cache, 4..6), message);
     }
 
     #[test]
