@@ -82,6 +82,24 @@ fn a_prompt_that_finds_its_beginning_in_the_cache_has_the_same_bits() {
 }
 
 #[test]
+fn a_token_has_the_same_bits_whatever_else_is_asked_for() {
+    let rows = [(0, 17), (1, 1), (2, 30)];
+    let some: [&[u32]; 6] =
+        [&[16, 17, 47], &[47], &[], &[0], &[3, 4, 5, 17, 18, 19, 30], &[20, 3, 20]];
+    for case in CASES {
+        let mut runner = Runner::new(load(case, None), (0..3).map(|i| prompt(LEN, i)).collect());
+        // A context that the tokens asked for come after, and see.
+        runner.step(&[(0, 12), (1, 15), (2, 1)]);
+        let all = runner.ask(&rows, &(0..48).collect::<Vec<_>>());
+        for tokens in some {
+            let expected: Vec<_> = tokens.iter().map(|&token| &all[token as usize]).collect();
+            let asked = runner.ask(&rows, tokens);
+            assert!(asked.iter().eq(expected), "{case}: other bits of {tokens:?}");
+        }
+    }
+}
+
+#[test]
 fn a_sequence_has_the_same_bits_where_weights_are_quantised() {
     for quantize in [Quantization::Int8, Quantization::Int4] {
         let options = LoadOptions { quantize: Some(quantize), ..LoadOptions::default() };

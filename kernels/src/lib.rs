@@ -47,6 +47,7 @@ pub mod peak;
 pub mod residual;
 pub mod rms_norm;
 pub mod rope;
+pub mod rows;
 #[cfg(feature = "cuda")]
 pub mod sampling;
 mod scratch;

@@ -2,9 +2,10 @@
 //!
 //! It holds weights and no state: what a sequence has seen is in the cache, which it is given.
 
-use super::cache::{KvCache, LayerCache};
+use super::asked::Asked;
+use super::cache::KvCache;
 use super::clock::Part;
-use super::layers::{Attention, Mlp, Norm, Pass};
+use super::layers::{Attention, LayerPass, Mlp, Norm, Pass};
 use super::moe::Moe;
 use super::spec::{Embed, Ffn, Head, LayerSpec, Mixer, ModelSpec, PositionScale, Rope, Wiring};
 use super::weights::keep::{Host, Keep};
@@ -20,6 +21,7 @@ use millstream_kernels::linear::linear_into;
 use millstream_kernels::norm::norm_rows;
 use millstream_kernels::residual::{Given, residual};
 use millstream_kernels::rope::RopeTable;
+use millstream_kernels::rows::keep_rows;
 use millstream_kernels::{KernelError, logits};
 use std::sync::Arc;
 
@@ -89,10 +91,11 @@ impl<K: Keep> Decoder<K> {
 
 impl Decoder<Host> {
     /// Runs the tokens of a pass, writes their keys and values to the cache, and returns the
-    /// residual stream after the last layer, `[T, hidden]`, which is the workspace's.
+    /// residual stream after the last layer of those at `rows`, which rise: `[R, hidden]`, which is
+    /// the workspace's.
     pub(crate) fn forward(
         &self,
-        ids: &[u32],
+        (ids, rows): (&[u32], &[u32]),
         pass: &Pass<'_>,
         cache: &KvCache,
         space: &mut Workspace,
@@ -101,9 +104,13 @@ impl Decoder<Host> {
         let x = space.stream.matrix(ids.len(), self.head.in_features())?; // [T,hidden]
         embedding_into(table, ids, self.embed_scale, &x)?;
         pass.clock.lap(Part::Embedding);
-        let mut given = None;
-        for (layer, cache) in self.layers.iter().zip(&cache.layers) {
-            given = Some(layer.forward(&x, given, (pass, cache), space)?);
+        let (mut x, mut given) = (x, None);
+        for (index, (layer, cache)) in self.layers.iter().zip(&cache.layers).enumerate() {
+            let is_last = index + 1 == self.layers.len();
+            let narrows = is_last && rows.len() < ids.len();
+            let asked = narrows.then(|| Asked::new(rows, pass, cache.group));
+            let half = layer.forward(&mut x, given, &LayerPass { pass, cache, asked }, space)?;
+            given = Some(half);
         }
         if let Some(given) = given {
             given.join(&x, None)?;
@@ -164,30 +171,38 @@ impl<K: Keep> Layer<K> {
 impl Layer<Host> {
     /// Lets what the layer before gave join the stream `x` `[T, hidden]`, and the first half of this
     /// layer's, too; gives what the second half gave. So each joins in one pass with the norm that
-    /// follows it.
+    /// follows it. Where some tokens are asked for, `x` becomes theirs after the first half.
     fn forward<'a>(
         &'a self,
-        x: &Tensor,
+        x: &mut Tensor,
         given: Option<Joining<'a>>,
-        (pass, cache): (&Pass<'_>, &LayerCache),
+        at: &LayerPass<'_>,
         space: &mut Workspace,
     ) -> Result<Joining<'a>> {
-        let h = joined(x, given, self.pre_mix.as_ref(), space)?; // [T,hidden]
-        pass.clock.lap(Part::Norms);
-        let y = self.mixer.forward(&h, pass, cache, space)?; // [T,hidden]
+        let clock = at.pass.clock;
+        let mut h = joined(x, given, self.pre_mix.as_ref(), space)?; // [T,hidden]
+        clock.lap(Part::Norms);
+        let y = self.mixer.forward(&h, at, space)?; // [R,hidden]
+        if let Some(asked) = &at.asked {
+            *x = keep_rows(x, asked.rows)?; // [R,hidden]
+        }
         let mixed = Joining { y, post: self.post_mix.as_ref(), scale: self.residual_scale };
-        let h = match self.wiring {
+        h = match self.wiring {
             Wiring::Sequential => joined(x, Some(mixed), self.pre_ffn.as_ref(), space)?,
             Wiring::Parallel => {
                 // What the feed-forward reads is not what is added to.
-                let h = if self.pre_mix.is_some() { h } else { h.copy()? };
+                h = match (&self.pre_mix, &at.asked) {
+                    (None, _) => x.copy()?,
+                    (Some(_), None) => h,
+                    (Some(_), Some(asked)) => keep_rows(&h, asked.rows)?,
+                };
                 mixed.join(x, None)?;
                 h
             }
-        }; // [T,hidden]
-        pass.clock.lap(Part::Norms);
-        let y = self.ffn.forward(&h, space)?; // [T,hidden]
-        pass.clock.lap(Part::Mlp);
+        }; // [R,hidden]
+        clock.lap(Part::Norms);
+        let y = self.ffn.forward(&h, space)?; // [R,hidden]
+        clock.lap(Part::Mlp);
         Ok(Joining { y, post: self.post_ffn.as_ref(), scale: self.residual_scale })
     }
 }

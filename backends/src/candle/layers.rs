@@ -5,6 +5,7 @@
 //!
 //! Activations are f32. Shapes: `T` tokens in the batch, `H` heads, `K` KV heads, `D` head size.
 
+use super::asked::Asked;
 use super::cache::LayerCache;
 use super::clock::{Clock, Part};
 use super::decoder::PositionTables;
@@ -19,6 +20,7 @@ use candle_core::Tensor;
 use millstream_kernels::heads::{self, HeadNorm, Heads, Places, heads};
 use millstream_kernels::linear::linear_into;
 use millstream_kernels::paged_attention::{AttentionParams, PagedBatch, paged_attention_into};
+use millstream_kernels::rows::keep_rows;
 use millstream_kernels::{KernelError, activation, norm};
 use std::sync::Arc;
 
@@ -38,12 +40,31 @@ pub(crate) struct Pass<'a> {
     pub(crate) clock: &'a Clock,
 }
 
+impl Pass<'_> {
+    /// As attention takes the tokens in a cache group.
+    fn batch(&self, group: usize) -> PagedBatch<'_> {
+        PagedBatch {
+            cu_seqlens: self.cu_seqlens,
+            context_lens: self.context_lens,
+            block_tables: &self.groups[group].block_tables,
+        }
+    }
+}
+
 /// Where a cache group's tokens are.
 pub(crate) struct GroupPass<'a> {
     /// `[S]` of blocks.
     pub(crate) block_tables: Vec<&'a [u32]>,
     /// `[T]` cells.
     pub(crate) slot_mapping: Vec<u32>,
+}
+
+/// What one layer reads.
+pub(crate) struct LayerPass<'a> {
+    pub(crate) pass: &'a Pass<'a>,
+    pub(crate) cache: &'a LayerCache,
+    /// The tokens `[R]` whose result is asked for, if not that of all.
+    pub(crate) asked: Option<Asked<'a>>,
 }
 
 /// A norm over the last dimension.
@@ -164,12 +185,12 @@ impl<K: Keep> Attention<K> {
 }
 
 impl Attention<Host> {
-    /// `x` and the result are `[T, hidden]`; the result is the workspace's.
+    /// `x` is `[T, hidden]`; the result is that of the tokens that are asked for, `[R, hidden]`, and
+    /// the workspace's.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
-        pass: &Pass<'_>,
-        cache: &LayerCache,
+        LayerPass { pass, cache, asked }: &LayerPass<'_>,
         space: &mut Workspace,
     ) -> Result<Tensor> {
         let group = &pass.groups[cache.group];
@@ -182,10 +203,12 @@ impl Attention<Host> {
         // blocks that another row of the same step fills.
         self.prepare(&qkv, pass.positions, &group.slot_mapping, cache)?;
         pass.clock.lap(Part::Rotation);
-        let batch = PagedBatch {
-            cu_seqlens: pass.cu_seqlens,
-            context_lens: pass.context_lens,
-            block_tables: &group.block_tables,
+        let (tokens, batch) = match asked {
+            None => (tokens, pass.batch(cache.group)),
+            Some(asked) => {
+                keep_rows(&qkv, asked.rows)?;
+                (asked.rows.len(), asked.batch())
+            }
         };
         let params = AttentionParams {
             scale: spec.scale,

@@ -8,6 +8,7 @@
 //! the same decoder with everything on the device.
 
 mod ahead;
+mod asked;
 mod cache;
 mod clock;
 #[cfg(feature = "cuda")]

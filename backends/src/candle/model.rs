@@ -97,16 +97,19 @@ impl CandleModel {
     /// wider than the vocabulary. It is overwritten by the next call.
     pub fn logits(&self, batch: &Batch<'_>, tokens: &[u32]) -> Result<Tensor, KernelError> {
         let space = &mut *self.space.borrow_mut();
-        let x = self.residual_stream(batch, space)?; // [T,hidden]
-        self.head(&x, tokens, space)
+        let stream = self.residual_stream(batch, tokens.to_vec(), space)?;
+        self.head(&stream, tokens, space)
     }
 
-    /// What the layers make of the batch: `[T, hidden]`, which is the workspace's.
+    /// What the layers make of some tokens of the batch.
     fn residual_stream(
         &self,
         batch: &Batch<'_>,
+        mut tokens: Vec<u32>,
         space: &mut Workspace,
-    ) -> Result<Tensor, KernelError> {
+    ) -> Result<Stream, KernelError> {
+        tokens.sort_unstable();
+        tokens.dedup();
         let group = |index| GroupPass {
             block_tables: batch.block_tables(index),
             slot_mapping: batch.slot_mapping(index, self.plan.block_size),
@@ -119,17 +122,18 @@ impl CandleModel {
             clock: &self.clock,
         };
         self.clock.lap(Part::Rest);
-        self.decoder.forward(&batch.ids, &pass, &self.cache, space)
+        let x = self.decoder.forward((&batch.ids, &tokens), &pass, &self.cache, space)?;
+        Ok(Stream { x, tokens })
     }
 
     /// The logits of some tokens, `[tokens, V]`, which are the workspace's.
     fn head(
         &self,
-        x: &Tensor,
+        stream: &Stream,
         tokens: &[u32],
         space: &mut Workspace,
     ) -> Result<Tensor, KernelError> {
-        let logits = self.decoder.logits(x, tokens, space)?; // [tokens,V]
+        let logits = self.decoder.logits(&stream.x, &stream.rows(tokens), space)?; // [tokens,V]
         self.clock.lap(Part::Head);
         Ok(logits)
     }
@@ -149,9 +153,12 @@ impl CandleModel {
     fn sampled(&mut self, batch: &Batch<'_>) -> Result<Computed, KernelError> {
         let rows = batch.rows.iter().zip(&batch.cu_seqlens[1..]).filter(|(row, _)| row.sample);
         let (rows, last): (Vec<_>, Vec<_>) = rows.map(|(row, end)| (row, end - 1)).unzip();
+        let asked = asked_of_prompts(batch);
         let space = &mut *self.space.borrow_mut();
-        let x = self.residual_stream(batch, space)?; // [T,hidden]
-        let logits = self.head(&x, &last, space)?; // [rows,V]
+        let predictors = asked.iter().map(|asked| asked.predictor);
+        let tokens = last.iter().copied().chain(predictors).collect();
+        let stream = self.residual_stream(batch, tokens, space)?;
+        let logits = self.head(&stream, &last, space)?; // [rows,V]
         let begin = Instant::now();
         let sampled = self.samplers.each_row(rows.len(), &logits, |sampler, index, logits| {
             let row: &BatchRow<'_> = rows[index];
@@ -159,7 +166,7 @@ impl CandleModel {
         })?;
         let sample_time = begin.elapsed();
         self.clock.lap(Part::Sampling);
-        let reported = self.reported(batch, &x, space)?;
+        let reported = self.reported(batch, &asked, &stream, space)?;
         Ok(Computed { sampled, reported, sample_time })
     }
 
@@ -168,30 +175,64 @@ impl CandleModel {
     fn reported(
         &self,
         batch: &Batch<'_>,
-        x: &Tensor,
+        asked: &[AskedOfPrompt],
+        stream: &Stream,
         space: &mut Workspace,
     ) -> Result<Vec<(u32, Scored)>, KernelError> {
-        // Row, token of the batch that predicts, token that follows.
-        let asked = (0..).zip(&batch.rows).zip(&batch.cu_seqlens).flat_map(|((row, it), first)| {
-            let predictor = move |position: usize| first + (position - 1 - it.start) as u32;
-            it.reported().map(move |at| (row, predictor(at), it.sequence.tokens[at]))
-        });
-        let asked: Vec<(u32, u32, u32)> = asked.collect();
         let mut reported = Vec::with_capacity(asked.len());
         for slice in asked.chunks(PROMPT_SLICE) {
-            let predictors: Vec<u32> = slice.iter().map(|(_, predictor, _)| *predictor).collect();
-            let logits = self.head(x, &predictors, space)?; // [slice,V]
+            let predictors: Vec<u32> = slice.iter().map(|asked| asked.predictor).collect();
+            let logits = self.head(stream, &predictors, space)?; // [slice,V]
             let scored =
                 self.samplers.each_row(slice.len(), &logits, |sampler, index, logits| {
-                    let (row, _, token) = slice[index];
+                    let AskedOfPrompt { row, follower, .. } = slice[index];
                     let sampling = &batch.rows[row as usize].sequence.sampling;
-                    sampler.score(logits, token, sampling.logprobs.unwrap_or(0))
+                    sampler.score(logits, follower, sampling.logprobs.unwrap_or(0))
                 })?;
-            reported.extend(slice.iter().map(|(row, ..)| *row).zip(scored));
+            reported.extend(slice.iter().map(|asked| asked.row).zip(scored));
             self.clock.lap(Part::Sampling);
         }
         Ok(reported)
     }
+}
+
+/// The residual stream after the last layer.
+struct Stream {
+    /// `[R, hidden]`, which is the workspace's.
+    x: Tensor,
+    /// `[R]` the tokens that it is of, as indices into the batch's ids, rising.
+    tokens: Vec<u32>,
+}
+
+impl Stream {
+    /// Where some of its tokens are.
+    fn rows(&self, tokens: &[u32]) -> Vec<u32> {
+        let row = |token| self.tokens.partition_point(|&known| known < token) as u32;
+        tokens.iter().map(|&token| row(token)).collect()
+    }
+}
+
+/// A token of a prompt whose log-probability a row reports.
+#[derive(Clone, Copy)]
+struct AskedOfPrompt {
+    row: u32,
+    /// The token before it, as an index into the batch's ids.
+    predictor: u32,
+    /// Its id.
+    follower: u32,
+}
+
+/// All of a batch, in the order of rows and positions.
+fn asked_of_prompts(batch: &Batch<'_>) -> Vec<AskedOfPrompt> {
+    let rows = (0..).zip(&batch.rows).zip(&batch.cu_seqlens);
+    let asked = rows.flat_map(|((row, it), first)| {
+        it.reported().map(move |position| AskedOfPrompt {
+            row,
+            predictor: first + (position - 1 - it.start) as u32,
+            follower: it.sequence.tokens[position],
+        })
+    });
+    asked.collect()
 }
 
 /// What a batch comes to.
