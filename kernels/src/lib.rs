@@ -61,6 +61,7 @@ mod view;
 
 pub use error::KernelError;
 pub use simd::instruction_set;
+pub use view::empty;
 
 /// What every operation of this crate returns.
 pub type Result<T> = std::result::Result<T, KernelError>;

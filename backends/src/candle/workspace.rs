@@ -4,8 +4,8 @@
 //! them, by shape, and a view is kept for the next step of that shape: so a step that is like an
 //! earlier one allocates nothing here.
 
-use candle_core::{DType, Device, Tensor};
-use millstream_kernels::Result;
+use candle_core::Tensor;
+use millstream_kernels::{Result, empty};
 
 /// Views that a buffer keeps: shapes that steps of late had.
 const MAX_VIEWS: usize = 32;
@@ -94,7 +94,7 @@ impl Buffer {
             // The old memory goes before the new is there.
             self.memory = None;
             let capacity = len.max(capacity + capacity / 2);
-            self.memory = Some(Tensor::zeros(capacity, DType::F32, &Device::Cpu)?);
+            self.memory = Some(empty(&[capacity])?);
         }
         Ok(self.memory.as_ref().unwrap_or_else(|| unreachable!("it was just made")))
     }
