@@ -220,6 +220,8 @@ impl Block<'_> {
     ) {
         let Operands { x: inputs, rows: (start, _), w } = self.operands;
         let (all, pairs) = (d.activations(&inputs.pairs), w.pairs);
+        // So the sums need not be in memory before the loop.
+        assert!(pairs > 0, "a packed matrix has elements");
         let (mut x, mut panels) = ([[].as_slice(); M], [[].as_slice(); P]);
         for m in 0..M {
             x[m] = &all[(start + t + m) * inputs.stride..][..pairs];
