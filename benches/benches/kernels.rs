@@ -23,7 +23,7 @@ use millstream_kernels::kv_cache;
 use millstream_kernels::linear::{LinearWeight, Quantization, grouped_linear, linear};
 use millstream_kernels::moe::{Grouping, Order, Routing, Score, combine, gather, route};
 use millstream_kernels::norm::{Norm, NormKind};
-use millstream_kernels::paged_attention::{AttentionParams, PagedBatch, paged_attention};
+use millstream_kernels::paged_attention::{AttentionParams, PagedBatch, paged_attention_into};
 use millstream_kernels::peak;
 use millstream_kernels::rms_norm::rms_norm;
 use millstream_kernels::rope::{RopeStyle, RopeTable, rope};
@@ -204,6 +204,7 @@ impl Bench {
                 self.attention(shape, [16, 8, 128], dtype)?;
             }
         }
+        self.attention([1, 128, 128], [16, 8, 128], DType::BF16)?;
         self.attention([32, 1, 150], [16, 8, 128], DType::BF16)?;
         self.attention([256, 1, 150], [16, 8, 128], DType::BF16)?;
         self.attention([8, 1, 8000], [16, 8, 128], DType::BF16)?;
@@ -229,6 +230,7 @@ impl Bench {
             kv_cache::write(&cache_k, &cache_v, &x, &x, slots)?;
         }
         let q = random(&[rows * new, heads, head_size])?;
+        let out = millstream_kernels::empty(q.dims())?;
         let cu_seqlens: Vec<u32> = (0..=rows).map(|row| (row * new) as u32).collect();
         let tables: Vec<Vec<u32>> = (0..rows)
             .map(|row| (0..blocks).map(|block| (block * rows + row) as u32).collect())
@@ -245,7 +247,8 @@ impl Bench {
         let bytes = read + 8 * rows * new * heads * head_size;
         let seen = new * (context - new) + new * (new + 1) / 2;
         self.line(&name, (bytes, 4 * rows * seen * heads * head_size), |_| {
-            black_box(paged_attention(&q, &cache_k, &cache_v, &batch, &params)).expect("attention");
+            let done = paged_attention_into(&q, [&cache_k, &cache_v], &batch, &params, &out);
+            done.expect("attention");
         });
         Ok(())
     }

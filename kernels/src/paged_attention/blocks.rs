@@ -50,6 +50,10 @@ impl<P: Steps> Attention<'_, P> {
                 self.scores_at::<M, N>(scratch, tile, std::mem::take(ahead), (m, v));
                 v += N;
             }
+            if N > 2 && v + 2 <= end {
+                self.scores_at::<M, 2>(scratch, tile, std::mem::take(ahead), (m, v));
+                v += 2;
+            }
             while v < end {
                 self.scores_at::<M, 1>(scratch, tile, std::mem::take(ahead), (m, v));
                 v += 1;

@@ -129,9 +129,14 @@ impl<P: Steps> Attention<'_, P> {
             let factor = s.splat(1.0 / s.sum(s.load(&state[chunks].0)));
             for (out, mixed) in out.chunks_mut(LANES).zip(state) {
                 // Adding 0 leaves one zero: a sum of nothing but zeros may be of either sign.
-                let mut lanes = [0.0; LANES];
-                s.store(s.fma(s.load(&mixed.0), factor, s.splat(0.0)), &mut lanes);
-                out.copy_from_slice(&lanes[..out.len()]);
+                let mixed = s.fma(s.load(&mixed.0), factor, s.splat(0.0));
+                if let Some(out) = out.first_chunk_mut() {
+                    s.store(mixed, out);
+                } else {
+                    let mut lanes = [0.0; LANES];
+                    s.store(mixed, &mut lanes);
+                    out.copy_from_slice(&lanes[..out.len()]);
+                }
             }
         }
     }

@@ -177,5 +177,12 @@ impl<S: Simd> Steps for ExactPairs<S> {
 #[inline(always)]
 pub(super) fn keep(w: &Pairs, seen: Range<usize>) -> Pairs {
     let mask = [0, 1].map(|i| if seen.contains(&i) { u16::MAX } else { 0 });
-    w.map(|pair| [0, 1].map(|i| bf16::from_bits(pair[i].to_bits() & mask[i])))
+    let mut kept = *w;
+    // A loop and no `map`, which the compiler would make a call for each vector.
+    for pair in &mut kept {
+        for (element, mask) in pair.iter_mut().zip(mask) {
+            *element = bf16::from_bits(element.to_bits() & mask);
+        }
+    }
+    kept
 }

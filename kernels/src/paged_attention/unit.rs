@@ -72,19 +72,24 @@ impl<W: Copy> Job<'_, W> {
             Work::Attend { units, next, states } => {
                 for (i, unit) in units.iter().enumerate() {
                     let next = units.get(i + 1).or(next).map(|unit| first_tile(layer, unit));
-                    let attention = Attention { p, layer, queries: layer.queries(unit) };
-                    attention.start(&mut whole);
                     let next = next.unwrap_or_default();
-                    attention.unit(&mut scratch, (unit, whole.as_mut_slice()), next);
+                    let attention = Attention { p, layer, queries: layer.queries(unit) };
+                    attention.prepare(&mut scratch);
+                    let mut part = std::mem::take(&mut scratch.segment);
                     match unit.segment {
-                        None => attention.write(&whole, self.out),
-                        Some((_, first)) => {
-                            let len = scratch.segment.len();
+                        None => {
+                            let states =
+                                attention.unit(&mut scratch, [&mut whole, &mut part], next);
+                            attention.write(states, self.out);
+                        }
+                        Some((segment, first)) => {
+                            attention.segment(&mut scratch, &mut part, segment, next);
                             // SAFETY: every unit of one segment has states of its own.
-                            let to = unsafe { states.part(first..first + len) };
-                            to.copy_from_slice(&scratch.segment);
+                            let to = unsafe { states.part(first..first + part.len()) };
+                            to.copy_from_slice(&part);
                         }
                     }
+                    scratch.segment = part;
                 }
             }
             Work::Merge(unit, states) => {
@@ -138,15 +143,22 @@ pub(super) struct Attention<'a, P: Steps> {
 }
 
 impl<P: Steps> Attention<'_, P> {
-    /// Goes through a unit and adds its segments to `whole`; `next` is what comes after it, to be
-    /// read ahead. The states of the last segment stay in the scratch.
+    /// Goes through all segments of a unit and gives what they add up to; `next` is what comes after
+    /// them, to be read ahead.
     #[inline(always)]
-    fn unit(self, scratch: &mut Scratch<P::X>, (unit, whole): (&Unit, &mut State), next: Tile) {
-        self.prepare(scratch);
-        let mut part = std::mem::take(&mut scratch.segment);
-        part.resize(self.layer.num_states(&self.queries), Vector::ZERO);
-        let all = self.layer.segments(&self.queries);
-        let segments = unit.segment.map_or(all, |(segment, _)| segment..segment + 1);
+    fn unit<'s>(
+        self,
+        scratch: &mut Scratch<P::X>,
+        [whole, part]: [&'s mut Vec<Vector>; 2],
+        next: Tile,
+    ) -> &'s State {
+        let segments = self.layer.segments(&self.queries);
+        // Added to nothing, a segment stays as it is.
+        if segments.len() == 1 && self.layer.sinks.is_none() {
+            self.segment(scratch, part, segments.start, next);
+            return part;
+        }
+        self.start(whole);
         let mut next = Some(next);
         for segment in segments.clone() {
             let after = if segment + 1 < segments.end {
@@ -154,10 +166,10 @@ impl<P: Steps> Attention<'_, P> {
             } else {
                 next.take().unwrap_or_default()
             };
-            self.segment(scratch, &mut part, segment, after);
-            self.merge(whole, &part, segment);
+            self.segment(scratch, part, segment, after);
+            self.merge(whole, part, segment);
         }
-        scratch.segment = part;
+        whole
     }
 
     /// Writes the result.
@@ -212,8 +224,15 @@ impl<P: Steps> Attention<'_, P> {
 
     /// Sums up what the queries see of a segment; `after` is what comes next, to be read ahead.
     #[inline(always)]
-    fn segment(self, scratch: &mut Scratch<P::X>, states: &mut State, segment: usize, after: Tile) {
+    fn segment(
+        self,
+        scratch: &mut Scratch<P::X>,
+        states: &mut Vec<Vector>,
+        segment: usize,
+        after: Tile,
+    ) {
         let chunks = self.chunks();
+        states.resize(self.layer.num_states(&self.queries), Vector::ZERO);
         for state in states.chunks_exact_mut(chunks + STATE_EXTRA) {
             state.fill(Vector::ZERO);
             state[chunks + 1].0[0] = f32::NEG_INFINITY;
