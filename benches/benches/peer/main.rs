@@ -30,6 +30,7 @@ mod server;
 mod table;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use millstream_benches::{Endpoint, Load};
@@ -61,6 +62,9 @@ const PREFILL: usize = 512;
 const LONG: (usize, usize, usize) = (8, 8000, 16);
 /// Streams of a load on a server, and its requests.
 const LOADS: [(u32, u32); 3] = [(1, 4), (8, 16), (32, 64)];
+/// Before each load, either server is left alone for so long: what the peer does before it says that
+/// it is ready, such as writing to all of its cache, ours does while it has no work.
+const SETTLING: Duration = Duration::from_secs(3);
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse(std::env::args().skip(1))?;
@@ -176,6 +180,7 @@ impl Comparison {
             seed: u64::from(round) << 32 | u64::from(streams),
             ..Load::default()
         };
+        std::thread::sleep(SETTLING);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let report = runtime.block_on(millstream_benches::run(load))?;
         let failure = report.first_error.as_deref().unwrap_or("an answer of another length");
@@ -213,7 +218,8 @@ impl Comparison {
              Millstream {version} ({}); llama.cpp: {}.\n\
              Shape: {name}, random weights, the same on both sides; {rounds} rounds, the sides in \
              turn.\n\
-             Prompts of {PROMPT} tokens, answers of {ANSWER}; requests over HTTP: {}.\n\
+             Prompts of {PROMPT} tokens, answers of {ANSWER}; requests over HTTP: {}, each load \
+             {} s after the one before.\n\
              A ratio is that of the medians, above 1 where Millstream is faster.\n",
             machine::describe(),
             peaks.read / 1e9,
@@ -222,6 +228,7 @@ impl Comparison {
             millstream_backends::instruction_set(),
             self.llama_cpp.version()?,
             loads.join(", "),
+            SETTLING.as_secs(),
         ))
     }
 }
