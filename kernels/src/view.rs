@@ -149,8 +149,9 @@ fn shared(argument: &'static str, other: &'static str) -> KernelError {
     KernelError::Value { argument, rule, found: format!("that of {other}") }
 }
 
-/// A tensor to be written, f32 on the CPU and of zeros until then: in large pages where it is large, because having the system
-/// clear each small page of it would take longer than a product of a few dozen rows.
+/// A tensor to be written, of zeros until then, f32 and on the CPU: in large pages where it is large,
+/// because having the system clear each small page of it would take longer than a product of a few
+/// dozen rows.
 pub fn empty(shape: &[usize]) -> Result<Tensor> {
     const LARGE: usize = 8 << 20;
     let mut out = vec![0.0_f32; shape.iter().product()];

@@ -74,7 +74,9 @@ pub(crate) struct ModelArgs {
     pub(crate) pin_cpu_threads: bool,
 
     /// Memory for keys and values, in bytes or with a unit (512MiB, 8GB): more memory lets more and
-    /// longer sequences run at once. Default: taken from the memory that is free after loading.
+    /// longer sequences run at once. Without a GPU it is taken from the system as it is needed, and a
+    /// part of it ahead of that: an eighth, 2 GiB at most. Default: half of the memory that is free
+    /// after loading; on a GPU, what is left there.
     #[arg(long, env = "KV_CACHE_MEMORY", value_name = "BYTES", value_parser = bytes,
           help_heading = "Scheduling")]
     pub(crate) kv_cache_memory: Option<u64>,

@@ -61,6 +61,19 @@ fn what_an_earlier_sequence_left_in_a_block_is_never_read() {
 }
 
 #[test]
+fn a_cache_is_made_ready_while_there_is_nothing_to_compute_and_holds_what_it_held() {
+    let mut model = load("qwen3", &options()).unwrap();
+    let prompt = sequence(21, &[4, 2]);
+    let batch = |start| Batch::new(vec![row(&prompt, start, true)]);
+    let expected = model.forward(&batch(0));
+    assert!(model.idle(), "no block is ready that was not used");
+    while model.idle() {}
+    // Reads what the first pass left in the cache.
+    assert_eq!(model.forward(&batch(20)), expected);
+    assert!(!model.idle(), "blocks that were ready were used");
+}
+
+#[test]
 fn a_row_that_is_not_a_number_fails_alone() {
     let mut model = load("llama-biases", &options()).unwrap();
     let (broken, whole, chunk) = (sequence(9, &[0]), sequence(20, &[1, 2]), sequence(5, &[3]));
