@@ -36,7 +36,7 @@ struct Group {
 }
 
 impl Ahead {
-    /// None is.
+    /// Nothing is ready yet.
     pub(crate) fn new(cache: &KvCache) -> Self {
         let bytes = |cache: &Tensor| cache.elem_count() * cache.dtype().size_in_bytes();
         let mut groups: Vec<Vec<Tensor>> = Vec::new();

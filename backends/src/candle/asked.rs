@@ -16,7 +16,7 @@ pub(crate) struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    /// The tokens `rows` of `pass`, of which there is one at least, rising.
+    /// The tokens `rows` of `pass`, rising; there may be none.
     pub(crate) fn new(rows: &'a [u32], pass: &Pass<'a>, group: usize) -> Self {
         let follows = |a: &u32, b: &u32| a + 1 == *b && !pass.cu_seqlens.contains(b);
         let mut asked =

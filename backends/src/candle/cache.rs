@@ -1,8 +1,9 @@
 //! The paged KV cache: how large it may be, and its memory.
 //!
-//! Every layer has one K and one V tensor, laid out as [`kv_cache`] says. Layers of the same shape and window form a group, whose layers share block numbers. The
-//! memory is claimed as zeros that the system hands out page by page when they are first written,
-//! so a generous cache costs what is used of it.
+//! Every layer has one K and one V tensor, laid out as [`kv_cache`] says. Layers of the same shape
+//! and window form a group, whose layers share block numbers. The memory is claimed as zeros that
+//! the system hands out page by page when they are first written, so a generous cache costs what is
+//! used of it, and the part that is made ready ahead (`ahead`).
 //!
 //! A group without a window holds all of a sequence, one with a window no more than the window and
 //! what is being computed. So that they fill up together, the memory is divided as a sequence of
