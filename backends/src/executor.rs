@@ -129,10 +129,10 @@ impl<P: Pipeline> Executor<P> {
         self.finish()
     }
 
-    /// Lets the pipeline do a piece of what there is time for while nothing is in flight; whether
-    /// there was anything.
+    /// Lets the pipeline do a piece of what there is time for while no sequence is under way, whose
+    /// next step would have to wait for it. Returns whether there was anything to do.
     pub fn idle(&mut self) -> bool {
-        self.pipeline.idle()
+        self.slots.is_empty() && self.pipeline.idle()
     }
 
     /// Waits for the earliest step that the pipeline has; `None` if it has none.

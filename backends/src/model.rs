@@ -43,8 +43,8 @@ pub trait Model: Send {
         Duration::ZERO
     }
 
-    /// Does one piece of what there is time for while no batch is there. Returns whether there was
-    /// anything to do.
+    /// Does one piece of what there is time for while no sequence is under way. Returns whether
+    /// there was anything to do.
     fn idle(&mut self) -> bool {
         false
     }

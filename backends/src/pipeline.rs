@@ -54,8 +54,8 @@ pub trait Pipeline: Send {
     /// Waits for the earliest batch in flight, and gives what it came to.
     fn finish(&mut self) -> Computed;
 
-    /// Does one piece of what there is time for while nothing is in flight, such as preparing for
-    /// batches to come. Returns whether there was anything to do.
+    /// Does one piece of what there is time for while no sequence is under way, such as preparing
+    /// for batches to come. Returns whether there was anything to do.
     fn idle(&mut self) -> bool {
         false
     }

@@ -202,6 +202,11 @@ impl Slots {
         self.released.clear();
     }
 
+    /// Whether no slot has a sequence.
+    pub fn is_empty(&self) -> bool {
+        self.entries.iter().all(Option::is_none)
+    }
+
     /// The sequence in a slot, if there is one.
     pub fn get(&self, slot: u32) -> Option<&Sequence> {
         self.entries.get(slot as usize)?.as_ref().map(|entry| &entry.sequence)

@@ -4,7 +4,7 @@
 //! a virtual machine's it may have to be got from the host first, so that writing a token's keys and
 //! values for the first time takes a good part of what computing them took. Blocks are handed out in
 //! rising order until all have been used: those that come next are backed with memory while the
-//! engine has nothing to do. A part of the cache only, because memory that is never used is better
+//! engine has no sequence. A part of the cache only, because memory that is never used is better
 //! left to others.
 
 use super::cache::KvCache;

@@ -382,6 +382,47 @@ fn releasing_an_empty_slot_harms_nobody() {
     assert_eq!(output.tokens, text(3, 1));
 }
 
+/// A model that would do something else whenever it is let.
+#[derive(Debug)]
+struct Busy(MockModel);
+
+impl Model for Busy {
+    fn info(&self) -> &WorkerInfo {
+        self.0.info()
+    }
+
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+
+    fn forward(
+        &mut self,
+        batch: &crate::Batch<'_>,
+    ) -> Vec<Result<Option<SampledToken>, RowFailure>> {
+        self.0.forward(batch)
+    }
+
+    fn idle(&mut self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn nothing_else_is_done_while_a_sequence_is_under_way() {
+    let mut executor = Executor::new(Immediate::new(Busy(MockModel::new(config()))));
+    assert!(executor.idle());
+    let step = plan().add(0, prompt(3)).blocks(0, &[0]).row(0, 0, 3, 1);
+    step.add(3, prompt(3)).run(&mut executor);
+    assert!(!executor.idle(), "its next step is about to come");
+    plan().release(0).run(&mut executor);
+    assert!(!executor.idle(), "another has not begun yet");
+    plan().release(3).run(&mut executor);
+    assert!(executor.idle());
+    plan().add(0, prompt(3)).run(&mut executor);
+    executor.reset(2);
+    assert!(executor.idle());
+}
+
 /// A model whose first row breaks, each time.
 #[derive(Debug)]
 struct Broken(MockModel);
