@@ -30,6 +30,8 @@ struct Line([u8; 64]);
 /// That is so, and it asks for no more alignment than a line of the cache has.
 pub(crate) unsafe trait Plain: Copy + Send + Sync {}
 
+// SAFETY: a number of 32 bits.
+unsafe impl Plain for f32 {}
 // SAFETY: two numbers of 32 bits.
 unsafe impl Plain for [f32; 2] {}
 // SAFETY: two numbers of 16 bits.

@@ -18,7 +18,7 @@ use super::workspace::Workspace;
 use crate::LoadError;
 use candle_core::Tensor;
 use millstream_kernels::heads::{self, HeadNorm, Heads, Places, heads};
-use millstream_kernels::linear::linear_into;
+use millstream_kernels::linear::{gated_linear_into, linear_into};
 use millstream_kernels::paged_attention::{AttentionParams, PagedBatch, paged_attention_into};
 use millstream_kernels::rows::keep_rows;
 use millstream_kernels::{KernelError, activation, norm};
@@ -317,10 +317,9 @@ impl Mlp<Host> {
     /// `x` and the result are `[T, hidden]`; the result is the workspace's.
     pub(crate) fn forward(&self, x: &Tensor, space: &mut Workspace) -> Result<Tensor> {
         let (tokens, both) = (x.dim(0)?, self.gate_up.out_features());
-        let gate_up = space.gate_up.matrix(tokens, both)?; // [T,2*inter]
-        self.gate_up.forward(x, &gate_up)?;
         let inner = space.inner.matrix(tokens, both / 2)?; // [T,inter]
-        activation::gated_into(&gate_up, self.act, &inner)?;
+        let Linear { weight, bias } = &self.gate_up;
+        gated_linear_into(x, weight, bias.as_ref(), self.act, &inner)?;
         let given = space.given.matrix(tokens, self.down.out_features())?; // [T,hidden]
         self.down.forward(&inner, &given)?;
         Ok(given)

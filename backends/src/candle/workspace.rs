@@ -23,8 +23,6 @@ pub(crate) struct Workspace {
     pub(crate) mixed: Buffer,
     /// `[T, hidden]`: what half a layer gives.
     pub(crate) given: Buffer,
-    /// `[T, 2I]`.
-    pub(crate) gate_up: Buffer,
     /// `[T, I]`.
     pub(crate) inner: Buffer,
     /// `[R, hidden]`: the rows that go through the head, normalised.

@@ -1,27 +1,35 @@
 //! Gated activation on the CPU: one pass.
 
 use super::Activation;
-use crate::parallel;
+use crate::parallel::{self, Disjoint};
 use crate::simd::math::{gelu_tanh, silu, swish};
 use crate::simd::{Level, Simd, Task};
 use crate::view::Rows;
 
 /// `gate_up [T, 2I]`, out `[T, I]`.
-pub(super) fn gated(gate_up: Rows<'_>, act: Activation, out: &mut [f32]) {
-    let level = Level::current();
+pub(crate) fn gated(gate_up: Rows<'_>, act: Activation, out: &mut [f32]) {
+    let (level, half) = (Level::current(), gate_up.len / 2);
     // Some 2 elements per nanosecond.
     let nanoseconds = out.len() / 2;
-    parallel::for_rows(out, gate_up.len / 2, nanoseconds, |first, out| {
-        level.run(Gate { gate_up, first, act, out });
+    parallel::for_rows(out, half, nanoseconds, |first, out| {
+        let both = gate_up.part(first..first + out.len() / half);
+        let (gate, up) =
+            (Rows { len: half, ..both }, Rows { data: &both.data[half..], len: half, ..both });
+        level.run(Gate { gate, up, act, out: &Disjoint::new(out), start: 0, stride: half });
     });
 }
 
-/// The rows of gate_up from `first` on, gated into `out`.
-struct Gate<'a> {
-    gate_up: Rows<'a>,
-    first: usize,
-    act: Activation,
-    out: &'a mut [f32],
+/// Rows of gates, and of what goes through them.
+pub(crate) struct Gate<'a> {
+    pub(crate) gate: Rows<'a>,
+    /// As many, and as long.
+    pub(crate) up: Rows<'a>,
+    pub(crate) act: Activation,
+    /// Has room for the result that nobody else uses.
+    pub(crate) out: &'a Disjoint<'a, f32>,
+    /// Where in `out` the first row begins, and how far apart rows are.
+    pub(crate) start: usize,
+    pub(crate) stride: usize,
 }
 
 impl Task for Gate<'_> {
@@ -29,21 +37,29 @@ impl Task for Gate<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let half = self.gate_up.len / 2;
-        for (t, out) in self.out.chunks_exact_mut(half).enumerate() {
-            let (gate, up) = self.gate_up.row(self.first + t).split_at(half);
-            let elements = out.iter_mut().zip(gate).zip(up);
-            match self.act {
-                Activation::Silu => elements.for_each(|((o, g), u)| *o = silu::<S>(*g) * u),
-                Activation::GeluTanh => {
-                    elements.for_each(|((o, g), u)| *o = gelu_tanh::<S>(*g) * u);
-                }
-                Activation::ClampedSwish { alpha, limit } => elements.for_each(|((o, g), u)| {
-                    let g = at_most(*g, limit);
-                    let u = -at_most(-at_most(*u, limit), limit);
-                    *o = (u + 1.0) * swish::<S>(g, alpha);
-                }),
-            }
+        match self.act {
+            Activation::Silu => self.each(|g, u| silu::<S>(g) * u),
+            Activation::GeluTanh => self.each(|g, u| gelu_tanh::<S>(g) * u),
+            Activation::ClampedSwish { alpha, limit } => self.each(|g, u| {
+                let g = at_most(g, limit);
+                let u = -at_most(-at_most(u, limit), limit);
+                (u + 1.0) * swish::<S>(g, alpha)
+            }),
+        }
+    }
+}
+
+impl Gate<'_> {
+    /// Writes `f` of each gate and what goes through it.
+    #[inline(always)]
+    fn each(&self, f: impl Fn(f32, f32) -> f32) {
+        for t in 0..self.gate.count {
+            let (gate, up, start) =
+                (self.gate.row(t), self.up.row(t), self.start + t * self.stride);
+            // SAFETY: nobody else uses these rows, and one is in use at a time.
+            #[allow(unsafe_code)] // Columns of one matrix, which the compiler cannot see apart.
+            let out = unsafe { self.out.part(start..start + gate.len()) };
+            out.iter_mut().zip(gate).zip(up).for_each(|((out, g), u)| *out = f(*g, *u));
         }
     }
 }

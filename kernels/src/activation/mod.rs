@@ -8,7 +8,7 @@
 //!
 //! gate_up `[T, 2I]` f32 (gate first), rows may be strided; out `[T, I]` f32.
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 #[cfg(test)]
@@ -37,7 +37,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    fn check(self) -> Result<()> {
+    pub(crate) fn check(self) -> Result<()> {
         match self {
             Self::ClampedSwish { limit, .. } if limit.is_nan() || limit <= 0.0 => {
                 let (argument, rule) = ("limit", "above 0".to_owned());
@@ -52,23 +52,15 @@ impl Activation {
 /// `[T, I]` f32.
 pub fn gated(gate_up: &Tensor, act: Activation) -> Result<Tensor> {
     let [tokens, both] = view::dims(gate_up, "gate_up", ["T", "2I"])?;
-    let out = view::empty(&[tokens, both / 2])?;
-    gated_into(gate_up, act, &out)?;
-    Ok(out)
-}
-
-/// [`gated`], written to `out` `[T, I]` f32, contiguous.
-pub fn gated_into(gate_up: &Tensor, act: Activation, out: &Tensor) -> Result<()> {
-    let [tokens, both] = view::dims(gate_up, "gate_up", ["T", "2I"])?;
     if both % 2 != 0 {
         let (expected, found) = ("T, 2I".to_owned(), gate_up.dims().to_vec());
         return Err(KernelError::Shape { argument: "gate_up", expected, found });
     }
     act.check()?;
-    view::shape(out, "out", &[tokens, both / 2])?;
     let gate_up = Locked::new(gate_up, "gate_up")?;
-    let rows = gate_up.rows()?;
-    view::write(out, "out", &[Some(&gate_up)], |out| cpu::gated(rows, act, out))
+    let mut out = vec![0.0; tokens * both / 2];
+    cpu::gated(gate_up.rows()?, act, &mut out);
+    view::tensor(out, &[tokens, both / 2])
 }
 
 #[cfg(test)]

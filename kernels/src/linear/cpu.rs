@@ -43,32 +43,29 @@ pub(super) struct Part<'a> {
     pub(super) columns: Range<usize>,
     /// `[N]`, for all columns of the product.
     pub(super) bias: Option<&'a [f32]>,
-    /// `[T, N]`, of all products.
-    out: &'a Disjoint<'a, f32>,
-    /// `N`.
-    out_features: usize,
-    /// The product's first row.
-    first_row: usize,
+    pub(super) out: &'a Disjoint<'a, f32>,
+    /// Where in `out` this part's first element goes, and how far apart its rows are.
+    pub(super) start: usize,
+    pub(super) stride: usize,
 }
 
 impl Part<'_> {
     /// What this part has of row `t` of the product.
     #[inline(always)]
     pub(super) fn row(&mut self, t: usize) -> &mut [f32] {
-        let start = (self.first_row + t) * self.out_features;
+        let start = self.start + t * self.stride;
         // SAFETY: parts differ in their columns or in their rows, and while this one is borrowed
         // it gives out no other.
         #[allow(unsafe_code)] // Columns of one matrix, which the compiler cannot see apart.
         unsafe {
-            self.out.part(start + self.columns.start..start + self.columns.end)
+            self.out.part(start..start + self.columns.len())
         }
     }
 
     /// Where row `t` and column `first` of the part go, if it has such a column.
     #[inline(always)]
     pub(super) fn address(&self, t: usize, first: usize) -> *const u8 {
-        let start = (self.first_row + t) * self.out_features + self.columns.start;
-        self.out.address(start + first).cast()
+        self.out.address(self.start + t * self.stride + first).cast()
     }
 
     /// Writes the sums of row `t` and sixteen columns, from column `first` of the part on, as far as
@@ -95,7 +92,7 @@ impl Part<'_> {
 }
 
 /// What the products of a call read: x in the forms that they want.
-struct Sources<'a> {
+pub(super) struct Sources<'a> {
     x: Rows<'a>,
     rounded: OnceCell<Inputs>,
     quantized: integers::Inputs<'a>,
@@ -118,8 +115,8 @@ pub(super) fn linear(x: Rows<'_>, product: &Product<'_>, out_features: usize, ou
             columns: start..(start + columns).min(out_features),
             bias: product.bias,
             out: &out,
-            out_features,
-            first_row: 0,
+            start,
+            stride: out_features,
         });
     });
 }
@@ -145,8 +142,8 @@ pub(super) fn grouped(x: Rows<'_>, products: &[Product<'_>], out_features: usize
                 columns: start..end.min(out_features),
                 bias: products[i].bias,
                 out: &out,
-                out_features,
-                first_row: products[i].rows.start,
+                start: products[i].rows.start * out_features + start,
+                stride: out_features,
             };
             pieces[piece].push((operands[i], part));
         }
@@ -157,11 +154,11 @@ pub(super) fn grouped(x: Rows<'_>, products: &[Product<'_>], out_features: usize
 }
 
 impl<'a> Sources<'a> {
-    fn new(x: Rows<'a>) -> Self {
+    pub(super) fn new(x: Rows<'a>) -> Self {
         Self { x, rounded: OnceCell::new(), quantized: integers::Inputs::new(x) }
     }
 
-    fn operands(&'a self, Product { rows, w, .. }: &Product<'a>) -> Operands<'a> {
+    pub(super) fn operands(&'a self, Product { rows, w, .. }: &Product<'a>) -> Operands<'a> {
         let (x, range) = (self.x, (rows.start, rows.len()));
         match *w {
             Matrix::Dense(w) => {
@@ -181,30 +178,30 @@ impl<'a> Sources<'a> {
 
 /// What a product reads.
 #[derive(Clone, Copy)]
-enum Operands<'a> {
+pub(super) enum Operands<'a> {
     Dense(dense::Operands<'a>, Level),
     Packed(panels::Operands<'a>),
     Quantized(integers::Operands<'a>),
 }
 
 /// The columns of a product, as many together as are computed together.
-struct Strips {
-    count: usize,
-    columns: usize,
+pub(super) struct Strips {
+    pub(super) count: usize,
+    pub(super) columns: usize,
     /// An estimate of the time that one thread takes for one; not 0.
-    nanoseconds: usize,
+    pub(super) nanoseconds: usize,
 }
 
 impl Strips {
     /// How many of them one thread computes at a time.
-    fn in_piece(&self) -> usize {
+    pub(super) fn in_piece(&self) -> usize {
         let share = self.count.div_ceil(threads::count()).max(1);
         PIECE_NS.div_ceil(self.nanoseconds).min(share)
     }
 }
 
 impl Operands<'_> {
-    fn strips(&self, out_features: usize) -> Strips {
+    pub(super) fn strips(&self, out_features: usize) -> Strips {
         let (columns, nanoseconds) = match self {
             Self::Dense(operands, _) => (dense::COLUMNS, operands.nanoseconds(out_features)),
             Self::Packed(operands) => (COLUMNS, operands.nanoseconds()),
@@ -215,7 +212,7 @@ impl Operands<'_> {
     }
 
     /// Computes a part.
-    fn run(self, part: Part<'_>) {
+    pub(super) fn run(self, part: Part<'_>) {
         match self {
             Self::Dense(operands, level) => level.run(dense::Block { operands, part }),
             Self::Packed(operands) => panels::Block { operands, part }.run(),

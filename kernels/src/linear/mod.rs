@@ -18,6 +18,9 @@
 //! The sum over k runs in an order that depends on K alone, so `out[t,n]` has the same bits in
 //! every batch.
 //!
+//! Gated: `gated_linear(x, w)[t,i] = act(linear(x, w)[t,i]) * linear(x, w)[t, N/2 + i]`, to the last
+//! bit ([`crate::activation`]).
+//!
 //! Grouped: the rows of x are in groups, one after the other, and each group has a w of its own.
 //! `grouped_linear(x, ends, w, bias)[t,n] = linear(x, w[g], bias[g])[t,n]`, to the last bit, for the
 //! rows t of group g: those before `ends[g]` and not before `ends[g-1]`.
@@ -27,6 +30,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod dense;
+mod gated;
 mod integers;
 mod packed;
 mod panels;
@@ -44,8 +48,9 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use half::bf16;
 
+use crate::activation::Activation;
 use crate::element::Element;
-use crate::view::{self, Floats, Locked};
+use crate::view::{self, Floats, Locked, Rows};
 use crate::{KernelError, Result};
 pub use blocks::{Block, Quantization};
 use packed::Packed;
@@ -218,8 +223,41 @@ pub fn linear_into(
     out: &Tensor,
 ) -> Result<()> {
     let [tokens, _] = view::dims(x, "x", ["T", "K"])?;
-    view::shape(x, "x", &[tokens, w.in_features])?;
     view::shape(out, "out", &[tokens, w.out_features])?;
+    product_into(x, w, bias, out, |x, product, out| cpu::linear(x, product, w.out_features, out))
+}
+
+/// `act(gate) * up`, or what `act` puts in its place, of what [`linear`] gives: `gate` is its first
+/// half, `[T, N / 2]`, and `up` its second; written to `out` `[T, N / 2]` f32, contiguous.
+///
+/// The same bits as of [`linear`] and [`crate::activation::gated`].
+pub fn gated_linear_into(
+    x: &Tensor,
+    w: &LinearWeight,
+    bias: Option<&Tensor>,
+    act: Activation,
+    out: &Tensor,
+) -> Result<()> {
+    let ([tokens, _], half) = (view::dims(x, "x", ["T", "K"])?, w.out_features / 2);
+    if !w.out_features.is_multiple_of(2) {
+        let (expected, found) = ("2I, K".to_owned(), vec![w.out_features, w.in_features]);
+        return Err(KernelError::Shape { argument: "w", expected, found });
+    }
+    act.check()?;
+    view::shape(out, "out", &[tokens, half])?;
+    product_into(x, w, bias, out, |x, product, out| gated::gated(x, product, act, half, out))
+}
+
+/// Computes `out` of `x` `[T, K]` and the product of all of it with `w`.
+fn product_into(
+    x: &Tensor,
+    w: &LinearWeight,
+    bias: Option<&Tensor>,
+    out: &Tensor,
+    compute: impl FnOnce(Rows<'_>, &cpu::Product<'_>, &mut [f32]),
+) -> Result<()> {
+    let [tokens, _] = view::dims(x, "x", ["T", "K"])?;
+    view::shape(x, "x", &[tokens, w.in_features])?;
     if let Some(bias) = bias {
         view::shape(bias, "bias", &[w.out_features])?;
     }
@@ -228,7 +266,7 @@ pub fn linear_into(
     let bias_elements = bias.as_ref().map(Locked::f32s).transpose()?;
     let (rows, product) = (x.rows()?, weight.product(0..tokens, bias_elements)?);
     let read = [Some(&x), bias.as_ref()];
-    view::write(out, "out", &read, |out| cpu::linear(rows, &product, w.out_features, out))
+    view::write(out, "out", &read, |out| compute(rows, &product, out))
 }
 
 /// [`linear`] with one weight for each group of rows: x `[T, K]` f32; `ends` `[G]`, the rows of

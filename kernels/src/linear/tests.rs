@@ -3,6 +3,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::DType;
 
 use super::*;
+use crate::activation::gated;
+use crate::simd::bytes::with_all_byte_units;
 use crate::simd::pairs::Units;
 use crate::simd::with_all_units;
 use crate::testing::{DTYPES, assert_close, assert_error, bits, random_tensor, strided, values};
@@ -139,6 +141,60 @@ fn each_row_of_a_matrix_that_is_packed_is_asked_for_once() {
         });
         assert!(asked.iter().all(|times| times.load(Ordering::Relaxed) == 1), "{shape:?}");
     }
+}
+
+/// What is to have the bits of a product and of a gated activation of it.
+fn check_gated(w: &LinearWeight, tokens: usize) {
+    let (n, k) = (w.out_features, w.in_features);
+    let x = random_tensor(1, &[tokens, k], DType::F32);
+    let bias = random_tensor(3, &[n], DType::F32);
+    for (act, bias) in [
+        (Activation::Silu, None),
+        (Activation::GeluTanh, Some(&bias)),
+        (Activation::ClampedSwish { alpha: 1.702, limit: 0.5 }, Some(&bias)),
+    ] {
+        let out = view::empty(&[tokens, n / 2]).unwrap();
+        gated_linear_into(&strided(&x), w, bias, act, &out).unwrap();
+        let expected = gated(&linear(&x, w, bias).unwrap(), act).unwrap();
+        assert_eq!(bits(&out), bits(&expected), "{act:?}, {tokens} x {n} x {k}");
+    }
+}
+
+#[test]
+fn a_gated_product_has_the_bits_of_a_product_and_of_its_gates() {
+    for half in [1, 16, 33, 64, 100, 515] {
+        let w = random_tensor(2, &[2 * half, 70], DType::F32);
+        with_all_units(|| {
+            for dtype in DTYPES {
+                let w = LinearWeight::pack(&w.to_dtype(dtype).unwrap()).unwrap();
+                for tokens in [0, 1, 23, 24, 70] {
+                    check_gated(&w, tokens);
+                }
+            }
+        });
+        with_all_byte_units(|_| {
+            for to in [Quantization::Int8, Quantization::Int4] {
+                let w = LinearWeight::quantize(&w, to).unwrap();
+                for tokens in [1, 23, 24, 70] {
+                    check_gated(&w, tokens);
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn wrong_arguments_of_a_gated_product_are_named() {
+    let x = random_tensor(1, &[2, 10], DType::F32);
+    let w = |n| LinearWeight::pack(&random_tensor(1, &[n, 10], DType::F32)).unwrap();
+    let check = |n: usize, limit: f32, out: [usize; 2], message: &str| {
+        let (act, out) =
+            (Activation::ClampedSwish { alpha: 1.0, limit }, view::empty(&out).unwrap());
+        assert_error(gated_linear_into(&x, &w(n), None, act, &out), message);
+    };
+    check(7, 1.0, [2, 3], "w: expected shape [2I, K], found [7, 10]");
+    check(6, 0.0, [2, 3], "limit: expected above 0, found 0");
+    check(6, 1.0, [2, 6], "out: expected shape [2, 3], found [2, 6]");
 }
 
 /// Groups of these sizes, whose weights and biases are random.
