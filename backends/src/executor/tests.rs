@@ -382,24 +382,32 @@ fn releasing_an_empty_slot_harms_nobody() {
     assert_eq!(output.tokens, text(3, 1));
 }
 
-/// A model that would do something else whenever it is let.
+/// A model whose rows come to something else, and that has more to do whenever it is let.
 #[derive(Debug)]
-struct Busy(MockModel);
+struct Altered {
+    model: MockModel,
+    alter: fn(&mut [RowResult]),
+}
 
-impl Model for Busy {
+impl Altered {
+    fn executor(alter: fn(&mut [RowResult])) -> Executor<Immediate<Self>> {
+        Executor::new(Immediate::new(Self { model: MockModel::new(config()), alter }))
+    }
+}
+
+impl Model for Altered {
     fn info(&self) -> &WorkerInfo {
-        self.0.info()
+        self.model.info()
     }
 
     fn reset(&mut self) {
-        self.0.reset();
+        self.model.reset();
     }
 
-    fn forward(
-        &mut self,
-        batch: &crate::Batch<'_>,
-    ) -> Vec<Result<Option<SampledToken>, RowFailure>> {
-        self.0.forward(batch)
+    fn forward(&mut self, batch: &crate::Batch<'_>) -> Vec<RowResult> {
+        let mut results = self.model.forward(batch);
+        (self.alter)(&mut results);
+        results
     }
 
     fn idle(&mut self) -> bool {
@@ -409,7 +417,7 @@ impl Model for Busy {
 
 #[test]
 fn nothing_else_is_done_while_a_sequence_is_under_way() {
-    let mut executor = Executor::new(Immediate::new(Busy(MockModel::new(config()))));
+    let mut executor = Altered::executor(|_| {});
     assert!(executor.idle());
     let step = plan().add(0, prompt(3)).blocks(0, &[0]).row(0, 0, 3, 1);
     step.add(3, prompt(3)).run(&mut executor);
@@ -423,32 +431,11 @@ fn nothing_else_is_done_while_a_sequence_is_under_way() {
     assert!(executor.idle());
 }
 
-/// A model whose first row breaks, each time.
-#[derive(Debug)]
-struct Broken(MockModel);
-
-impl Model for Broken {
-    fn info(&self) -> &WorkerInfo {
-        self.0.info()
-    }
-
-    fn reset(&mut self) {
-        self.0.reset();
-    }
-
-    fn forward(
-        &mut self,
-        batch: &crate::Batch<'_>,
-    ) -> Vec<Result<Option<SampledToken>, RowFailure>> {
-        let mut results = self.0.forward(batch);
-        results[0] = Err(RowFailure::numeric("the logits hold NaN"));
-        results
-    }
-}
-
 #[test]
 fn a_row_that_breaks_in_the_model_ends_its_sequence_alone() {
-    let mut executor = Executor::new(Immediate::new(Broken(MockModel::new(config()))));
+    let mut executor = Altered::executor(|results| {
+        results[0] = Err(RowFailure::numeric("the logits hold NaN"));
+    });
     let step = plan().add(0, prompt(3)).blocks(0, &[0]).row(0, 0, 3, 1);
     let output = executor.execute(step.add(1, prompt(3)).blocks(1, &[1]).row(1, 0, 3, 1).0);
     assert_eq!(output.row_count, [0, 1]);
